@@ -1,0 +1,520 @@
+"""The command line: one short function a command. Heavy imports stay inside the commands, so that --help is quick."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from dna_mamba.errors import InputError, StoppedError
+
+app = App(
+    name="dna-mamba",
+    help="Pretrain, evaluate and use Mamba language models of DNA.",
+    version_flags=["--version"],
+    help_format="plaintext",
+)
+genome_app = App(name="genome", help="Pack genomes into stores and look into them.")
+bench_app = App(name="bench", help="Measure speed and memory on this machine.")
+app.command(genome_app)
+app.command(bench_app)
+
+stderr = Console(stderr=True, soft_wrap=True)
+stdout = Console(soft_wrap=True)
+
+Many = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def _progress_of_packing() -> tuple[Callable[[int, int], None], Any]:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    progress = Progress(
+        TextColumn("packing"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=stderr, transient=True,
+        disable=not stderr.is_terminal,
+    )  # fmt: skip
+    task = progress.add_task("packing", total=None)
+
+    def update(done: int, total: int) -> None:
+        progress.start()
+        progress.update(task, completed=done, total=total)
+        if done == total:
+            progress.stop()
+
+    return update, progress
+
+
+def _warn(words: str) -> None:
+    stderr.print(f"warning: {words}", highlight=False)
+
+
+def _say(words: str) -> None:
+    stderr.print(words, highlight=False)
+
+
+def _print_json(values: Any) -> None:
+    import json
+
+    print(json.dumps(values, indent=1, default=str))
+
+
+@genome_app.command
+def build(
+    fasta: Annotated[tuple[Path, ...], Parameter(negative="")],
+    /,
+    *,
+    out: Path,
+    rna: Flag = False,
+    overwrite: Flag = False,
+) -> None:
+    """Pack FASTA or GenBank files (plain, gzip or bgzip) into a genome store.
+
+    Parameters
+    ----------
+    fasta
+        The files; their contigs keep this order.
+    out
+        Directory of the store, by habit with the ending .dna.
+    rna
+        Read U as T; otherwise U becomes N.
+    overwrite
+        Replace a store that exists.
+
+    """
+    from dna_mamba.data.build import build as build_store
+
+    update, progress = _progress_of_packing()
+    with progress:
+        store = build_store(fasta, out, rna=rna, overwrite=overwrite, on_progress=update, warn=_warn)
+    other = sum(c.num_other for c in store.manifest.contigs)
+    print(f"{len(store.contigs)} contigs, {store.num_bases:,} bases -> {out}")
+    if other:
+        print(f"{other:,} letters other than A, C, G, T and N became N")
+
+
+@genome_app.command
+def verify(store: Path, /) -> None:
+    """Compare every byte of a store with the SHA-256 in its manifest, and its source files with what they were.
+
+    Parameters
+    ----------
+    store
+        The genome store.
+
+    """
+    from dna_mamba.data.genome import GenomeStore
+
+    opened = GenomeStore.open(store)
+    opened.verify()
+    opened.check_sources()
+    print(f"{store}: {opened.num_bases:,} bases, SHA-256 matches")
+
+
+@genome_app.command
+def show(genome: Path, region: str, /, *, reverse_complement: Flag = False) -> None:
+    """Print the bases of a region as FASTA. An indexed FASTA (.fai beside it) is read in place, anything else as a store.
+
+    Parameters
+    ----------
+    genome
+        Genome store, FASTA or GenBank file.
+    region
+        CONTIG:START-END, 1-based with both ends included, as in samtools.
+    reverse_complement
+        Print the other strand.
+
+    """
+    from dna_mamba.data.build import fetch_indexed, open_genome
+    from dna_mamba.data.intervals import Interval, parse_region
+
+    interval = parse_region(region)
+    interval = Interval(interval.contig, interval.start, interval.end, "-" if reverse_complement else "+")
+    if genome.is_file() and Path(f"{genome}.fai").exists():
+        bases = fetch_indexed(genome, interval)
+    else:
+        update, progress = _progress_of_packing()
+        with progress:
+            bases = open_genome(genome, on_progress=update, warn=_warn).fetch(interval)
+    print(f">{interval}")
+    for start in range(0, len(bases), 60):
+        print(bases[start : start + 60])
+
+
+@genome_app.command
+def audit(
+    genome: Path,
+    /,
+    *,
+    split: Path | None = None,
+    valid: Many = (),
+    test: Many = (),
+    seq_len: int = 1024,
+    window_rule: str = "mamba",
+    max_n: float = 0.5,
+    json: Flag = False,
+) -> None:
+    """Count the bases that parts of a split share, and those that training windows share with validation and test.
+
+    Parameters
+    ----------
+    genome
+        Genome store or FASTA; 'demo' is the genome in the package.
+    split
+        BED with CONTIG START END SPLIT; without it and --valid the default split is audited.
+    valid
+        Regions (1-based) or contigs held out for validation.
+    test
+        Regions or contigs held out for test.
+    seq_len
+        Length of the training windows in bases.
+    window_rule
+        mamba, hyenadna or tile.
+    max_n
+        Largest share of N in a window.
+    json
+        Print JSON.
+
+    """
+    from dna_mamba.pipelines import audit as pipeline
+
+    update, progress = _progress_of_packing()
+    with progress:
+        result = pipeline.run(
+            pipeline.AuditConfig(
+                genome=str(genome), split=None if split is None else str(split), valid=valid, test=test,
+                seq_len=seq_len, window_rule=window_rule, max_n=max_n,
+            ),
+            on_progress=update,
+        )  # fmt: skip
+    if json:
+        _print_json(result.as_dict())
+    else:
+        print(result.as_text())
+    if result.num_shared:
+        raise StoppedError(f"{result.num_shared:,} bases are shared between parts")
+
+
+@app.command
+def pretrain(
+    *,
+    genome: str | None = None,
+    seq_len: int | None = None,
+    steps: int | None = None,
+    model: str | None = None,
+    pattern: str | None = None,
+    preset: str | None = None,
+    split: str | None = None,
+    valid: Many = (),
+    test: Many = (),
+    length_warmup: str | None = None,
+    window_rule: str | None = None,
+    max_n: float | None = None,
+    num_workers: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    seed: int | None = None,
+    config: Path | None = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="")] = (),
+    out: Path | None = None,
+    resume: Flag = False,
+    resume_from: Path | None = None,
+    overwrite: Flag = False,
+    print_config: Flag = False,
+    dry_run: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Pretrain a model on a genome. Without arguments: the demo, a small model on 2 Mb of human chromosome 20.
+
+    Parameters
+    ----------
+    genome
+        FASTA (plain, gzip, bgzip), GenBank file or genome store; 'demo' is the genome in the package.
+    seq_len
+        Bases of a training window.
+    steps
+        Optimizer steps; without it the preset's budget of bases decides.
+    model
+        Blocks x width, such as 4x64, 12x128 (1.4 million parameters) or 16x256 (7 million).
+    pattern
+        Layers instead of a number of blocks, one letter each: M is Mamba.
+    preset
+        Values to start from: demo, small, mamba or mamba-long.
+    split
+        BED with CONTIG START END SPLIT (train, valid, test).
+    valid
+        Regions (1-based, as in chr20:8000001-9000000) or contigs held out for validation.
+    test
+        Regions or contigs held out for the final table.
+    length_warmup
+        mamba (double from 1,024), hyenadna (double from 64) or none.
+    window_rule
+        mamba, hyenadna or tile.
+    max_n
+        Largest share of N in a window.
+    num_workers
+        Processes that read windows.
+    device
+        auto, cpu or cuda.
+    precision
+        auto, fp32 or bf16.
+    seed
+        The same seed gives the same run.
+    config
+        YAML file of settings, as --print-config prints it; flags win over it.
+    set_
+        Any other setting, as section.key=value, for example training.checkpoint_every_steps=100.
+    out
+        Run directory; without it runs/pretrain-001 or the next free number.
+    resume
+        Go on with the run in --out; its settings are taken from there.
+    resume_from
+        Go on from this checkpoint of the run, setting newer ones aside.
+    overwrite
+        Replace the run in --out.
+    print_config
+        Print the resolved settings as YAML and stop.
+    dry_run
+        Check everything, print what would run, and stop.
+    json
+        Print the results as JSON.
+
+    """
+    from dna_mamba.pipelines.pretrain_settings import settings
+
+    resume = resume or resume_from is not None
+    flags = {
+        "data": {"genome": genome, "split": split, "valid": valid or None, "test": test or None,
+                 "window_rule": window_rule, "max_n": max_n, "num_workers": num_workers},
+        "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup},
+        "device": device, "precision": precision, "seed": seed,
+    }  # fmt: skip
+    if resume and out is None:
+        raise InputError("--resume needs --out, the directory of the run to go on with")
+    resolved = settings(
+        flags,
+        model=model,
+        pattern=pattern,
+        preset_name=preset,
+        file=config,
+        assignments=set_,
+        run=out if resume else None,
+    )
+    if print_config:
+        from dna_mamba.pipelines.config_files import dump_yaml
+
+        print(dump_yaml(resolved), end="")
+        return
+    from dna_mamba.pipelines import pretrain as pipeline
+    from dna_mamba.pipelines import reports, run_directory
+
+    update, progress = _progress_of_packing()
+    if dry_run:
+        with progress:
+            print(reports.plan_as_text(pipeline.plan(resolved, update, _warn)))
+        return
+    from dna_mamba.training.callbacks import ProgressBar
+
+    result = pipeline.run(
+        resolved,
+        out or run_directory.next_free("pretrain"),
+        resume=resume,
+        resume_from=resume_from,
+        overwrite=overwrite,
+        callbacks=[ProgressBar(stderr)],
+        on_progress=update,
+        warn=_warn,
+        on_plan=lambda plan: _say(reports.plan_as_text(plan)),
+        on_phase=_say,
+    )
+    if json:
+        _print_json(reports.pretrain_as_dict(result))
+    else:
+        stdout.print(reports.pretrain_as_table(result))
+        print(reports.pretrain_as_text(result))
+
+
+@app.command
+def evaluate(
+    model: Path,
+    /,
+    *,
+    genome: str | None = None,
+    split: Literal["train", "valid", "test"] = "test",
+    split_file: Path | None = None,
+    valid: Many = (),
+    test: Many = (),
+    region: Many = (),
+    window: int = 8192,
+    max_bases: int = 10_000_000,
+    device: str = "auto",
+    out: Path | None = None,
+    json: Flag = False,
+) -> None:
+    """Score held-out bases: bits per base and perplexity, by kind of base, and by length of left context.
+
+    Parameters
+    ----------
+    model
+        Run directory, or the model directory in it.
+    genome
+        Genome to score; without it the one that the run was trained on.
+    split
+        Part to score: train, valid or test, of the split that the run recorded.
+    split_file
+        BED with CONTIG START END SPLIT, instead of the recorded split.
+    valid
+        Regions or contigs that make up validation, instead of the recorded split.
+    test
+        Regions or contigs that make up test, instead of the recorded split.
+    region
+        Score these regions (1-based) and no split.
+    window
+        Longest left context in the table of loss against context, in bases.
+    max_bases
+        Score at most so many bases.
+    device
+        auto, cpu or cuda; always float32.
+    out
+        Write results.json, context.csv and context.png into this new directory.
+    json
+        Print the results as JSON.
+
+    """
+    from dna_mamba.pipelines import evaluate as pipeline
+    from dna_mamba.pipelines import reports
+
+    update, _ = _progress_of_packing()
+    result = pipeline.run(
+        pipeline.EvaluateConfig(
+            model=model, genome=genome, split=split, split_file=split_file, valid=valid, test=test, regions=region,
+            window_bases=window, max_bases=max_bases, device=device, out=out,
+        ),
+        on_progress=update,
+        warn=_warn,
+    )  # fmt: skip
+    if json:
+        _print_json(reports.evaluation_as_dict(result))
+    else:
+        for table in reports.evaluation_as_tables(result):
+            stdout.print(table)
+        if result.out:
+            print(f"results.json, context.csv and context.png -> {result.out}")
+
+
+@app.command
+def doctor(*, json: Flag = False) -> None:
+    """Check what this machine can do, run the kernels against their reference, and say what is missing.
+
+    Parameters
+    ----------
+    json
+        Print JSON.
+
+    """
+    from dna_mamba.pipelines import doctor as pipeline
+
+    result = pipeline.run(pipeline.DoctorConfig())
+    if json:
+        _print_json([{"check": c.name, "ok": c.ok, "found": c.found, "advice": c.advice} for c in result.checks])
+    else:
+        for check in result.checks:
+            advice = f"; {check.advice}" if check.advice else ""
+            print(f"{'ok  ' if check.ok else 'MEND'}  {check.name}: {check.found}{advice}")
+    if not result.ok:
+        raise StoppedError("something needs mending; see the lines marked MEND")
+
+
+@bench_app.command
+def scan(
+    *,
+    device: str = "cpu",
+    batch: int = 1,
+    length: int = 16384,
+    channels: int = 256,
+    states: int = 16,
+    repeats: int = 5,
+    with_: Annotated[tuple[str, ...], Parameter(name="--with", consume_multiple=True, negative="")] = (),
+    json: Flag = False,
+) -> None:
+    """Time the selective scan: every implementation on the same inputs, as ratios of one run, and its memory.
+
+    Parameters
+    ----------
+    device
+        cpu or cuda.
+    batch
+        Sequences.
+    length
+        Positions.
+    channels
+        Channels.
+    states
+        States a channel.
+    repeats
+        Runs of each; the median is printed.
+    with_
+        Slow extras: transformers (a Mamba block in its plain-torch path at length 4,096; minutes), million (time a base
+        at 1,048,576 positions).
+    json
+        Print JSON.
+
+    """
+    from dna_mamba.pipelines import benchmark as pipeline
+    from dna_mamba.pipelines import reports
+
+    result = pipeline.run_scan(
+        pipeline.ScanBenchConfig(
+            device=device, batch=batch, length=length, channels=channels, states=states, repeats=repeats, extras=with_
+        ),
+        on_phase=_say,
+    )
+    _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+
+
+@bench_app.command(name="genome")
+def bench_genome(*, megabases: int = 32, json: Flag = False) -> None:
+    """Time packing and reading of a random genome against pyfaidx, as ratios of one run.
+
+    Parameters
+    ----------
+    megabases
+        Size of the genome that is made up for it.
+    json
+        Print JSON.
+
+    """
+    from dna_mamba.pipelines import benchmark as pipeline
+    from dna_mamba.pipelines import reports
+
+    result = pipeline.run_genome(pipeline.GenomeBenchConfig(megabases=megabases), on_phase=_say)
+    _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+
+
+def main() -> None:
+    """Run a command; turn errors into one line and an exit code: 2 the user's input, 3 our checks, 130 and 143 signals."""
+    try:
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _fail(" ".join(str(error).split()) + " See dna-mamba --help.", 2)
+    except InputError as error:
+        _fail(" ".join(str(error).split()), 2)
+    except StoppedError as error:
+        _fail(" ".join(str(error).split()), 3)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        number = getattr(error, "number", None)
+        if type(error).__name__ == "Interrupted" and number is not None:
+            _fail(" ".join(str(error).split()), 128 + number)
+        raise
+
+
+def _fail(words: str, code: int) -> None:
+    print(f"dna-mamba: {words}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

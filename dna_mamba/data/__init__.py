@@ -1,0 +1,1 @@
+"""Genomes, splits and windows: from bytes in a FASTA to batches of bases."""

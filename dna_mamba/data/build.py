@@ -1,0 +1,551 @@
+"""Pack FASTA or GenBank files into a genome store.
+
+The bytes of a FASTA are read once, in constant memory, and every one is checked. The usual readers disagree about
+malformed files and are sometimes silently wrong, so none of them stands between the file and the store.
+"""
+
+import errno
+import gzip
+import hashlib
+import io
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from dna_mamba.data.genome import (
+    FORMAT_VERSION,
+    Contig,
+    GenomeStore,
+    Manifest,
+    Source,
+    file_sha256,
+)
+from dna_mamba.data.intervals import Interval
+from dna_mamba.data.vocabulary import INVALID, OTHER, SOFT_MASK, fasta_table
+from dna_mamba.errors import InputError, nearest
+
+CHUNK = 1 << 20
+MAX_HEADER = 1 << 24
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes of all sources."""
+
+# an empty block that bgzip writes last: a file without it was cut, perhaps exactly between two blocks
+BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+
+
+class _BackgroundHash:
+    """SHA-256 fed by a thread of its own, one chunk behind the reader."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def update(self, chunk: bytes | memoryview) -> None:
+        self._wait()
+        self._last = self._thread.submit(self._digest.update, chunk)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def hexdigest(self) -> str:
+        self._wait()
+        self._thread.shutdown()
+        return self._digest.hexdigest()
+
+
+class _HashingFile(io.RawIOBase):
+    """A file that hashes and counts what is read from it."""
+
+    def __init__(self, path: Path, on_read: Callable[[int], None]):
+        self._file = open(path, "rb")  # noqa: SIM115 - closed in close()
+        self._on_read = on_read
+        self.sha256 = _BackgroundHash()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = self._file.readinto(buffer)
+        self.sha256.update(bytes(buffer[:count]))
+        self._on_read(count)
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Packer:
+    """Takes the sequences of all sources, writes bases.u8 and keeps the counts."""
+
+    def __init__(self, file: io.BufferedWriter, rna: bool):
+        self.file = file
+        self.table = fasta_table(rna)
+        self.sha256 = _BackgroundHash()
+        self.contigs: list[Contig] = []
+        self.names: set[str] = set()
+        self.offset = 0
+        self.num_uracil = 0
+        self._name = ""
+        self._counts = np.zeros(8, np.int64)
+
+    def start(self, name: str, where: str) -> None:
+        if not name:
+            raise InputError(f"{where}: the header has no name; expected '>NAME' with the name right after '>'")
+        if not name.isascii() or not name.isprintable():
+            raise InputError(
+                f"{where}: the name {name[:40]!r} has characters other than printable ASCII; rename the record"
+            )
+        if name in self.names:
+            raise InputError(f"{where}: a second record is named {name!r}; every contig needs a name of its own")
+        self.names.add(name)
+        self._name = name
+        self._counts[:] = 0
+
+    def add(self, letters: bytes) -> int | None:
+        """Pack letters and line ends; return the place of the first byte that is no letter of DNA, or none."""
+        codes = letters.translate(self.table, b"\r\n")
+        array = np.frombuffer(codes, np.uint8)
+        if array.size == 0:
+            return None
+        highest = int(array.max())
+        if highest == INVALID:
+            bad = np.frombuffer(letters.translate(self.table), np.uint8) == INVALID
+            raw = np.frombuffer(letters, np.uint8)
+            return int(np.argmax(bad & (raw != 10) & (raw != 13)))
+        if highest >= OTHER:
+            self._counts[5] += np.count_nonzero(array & OTHER)
+            self.num_uracil += letters.count(b"U") + letters.count(b"u")
+            array = np.bitwise_and(array, OTHER - 1, dtype=np.uint8)
+        for value in range(4):
+            self._counts[value] += np.count_nonzero(array == value)
+            masked = np.count_nonzero(array == (value | SOFT_MASK))
+            self._counts[value] += masked
+            self._counts[6] += masked
+        self._counts[6] += np.count_nonzero(array == 12)
+        self._counts[7] += array.size
+        self.sha256.update(array.data)
+        self.file.write(array.data)
+        return None
+
+    def finish(self, where: str) -> None:
+        length = int(self._counts[7])
+        if length == 0:
+            raise InputError(f"{where}: record {self._name!r} has no bases; remove it or give it its sequence")
+        a, c, g, t, _, other, masked, _ = (int(x) for x in self._counts)
+        self.contigs.append(
+            Contig(
+                name=self._name,
+                offset=self.offset,
+                length=length,
+                num_a=a,
+                num_c=c,
+                num_g=g,
+                num_t=t,
+                num_n=length - a - c - g - t,
+                num_other=other,
+                num_masked=masked,
+            )
+        )
+        self.offset += length
+
+
+def _line_of(path: Path, offset: int) -> int:
+    """Count the line ends before a place in the decompressed file; only run to word an error."""
+    lines = 1
+    with _text(path) as stream:
+        while offset > 0 and (chunk := stream.read(min(CHUNK, offset))):
+            lines += chunk.count(b"\n")
+            offset -= len(chunk)
+    return lines
+
+
+def _is_gzip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _text(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path) if _is_gzip(path) else open(path, "rb")
+
+
+def _byte(letters: bytes, position: int) -> str:
+    byte = letters[position : position + 1]
+    if byte == b">":
+        return "'>' inside a line"
+    if byte in b"EFILOPQZJXefilopqzjx" and byte:
+        return f"{byte.decode()!r}, which is no nucleotide; is this a protein file?"
+    return (
+        repr(byte.decode("ascii")) if byte.isascii() and byte.decode("ascii").isprintable() else f"byte 0x{byte.hex()}"
+    )
+
+
+def _pack_fasta(path: Path, stream: io.BufferedIOBase, packer: _Packer) -> None:
+    position = 0  # bytes of text before `data`
+    header: bytes | None = None  # what has been read of a header line, if we are in one
+    in_record = False
+    line_start = True
+
+    def begin(line: bytes, at: int) -> None:
+        text = line.rstrip(b"\r").decode("utf-8", "replace")
+        name = text.split(maxsplit=1)[0] if text and not text[0].isspace() else ""
+        acceptable = name and name not in packer.names and name.isascii() and name.isprintable()
+        packer.start(name, str(path) if acceptable else f"{path}, line {_line_of(path, at)}")
+
+    while data := stream.read(CHUNK):
+        if data.endswith(b"\r"):
+            data += stream.read(1)
+        if position == 0:
+            _check_first_bytes(path, data)
+        here = 0
+        while here < len(data):
+            if header is not None:
+                end = data.find(b"\n", here)
+                header += data[here : end if end >= 0 else len(data)]
+                if len(header) > MAX_HEADER or (end < 0 and b"\r" in header[:-1]):
+                    what = (
+                        "ends its lines with CR alone; use LF or CR LF"
+                        if b"\r" in header
+                        else "has a header over 16 MiB"
+                    )
+                    raise InputError(f"{path}, line {_line_of(path, position + here)}: the file {what}")
+                if end < 0:
+                    break
+                begin(header, position + here)
+                header, in_record, line_start = None, True, True
+                here = end + 1
+                continue
+            if line_start and data[here : here + 1] == b">":
+                if in_record:
+                    packer.finish(str(path))
+                header = b""
+                here += 1
+                continue
+            # the search for one byte is fast; "\n>" alone would halt at every line end
+            following = data.find(b"\n>", here) if data.find(b">", here) >= 0 else -1
+            end = following + 1 if following >= 0 else len(data)
+            segment = data[here:end]
+            if not in_record:
+                if segment.strip(b"\r\n"):
+                    raise InputError(_no_header(path, segment.lstrip(b"\r\n")))
+            else:
+                bad = packer.add(segment)
+                if bad is None and b"\r" in segment and segment.count(b"\r") != segment.count(b"\r\n"):
+                    bad = next(i for i, b in enumerate(segment) if b == 13 and segment[i + 1 : i + 2] != b"\n")
+                    line = _line_of(path, position + here + bad)
+                    raise InputError(f"{path}, line {line}: a line ends with CR alone; end lines with LF or CR LF")
+                if bad is not None:
+                    line = _line_of(path, position + here + bad)
+                    raise InputError(
+                        f"{path}, line {line}, record {packer._name!r}: found {_byte(segment, bad)}; "
+                        f"expected the letters ACGT, N and IUPAC codes"
+                    )
+            line_start = segment.endswith(b"\n")
+            here = end
+        position += len(data)
+    if header is not None:
+        begin(header, position)
+        in_record = True
+    if not in_record:
+        raise InputError(f"{path} is empty; expected a FASTA file, '>NAME' and lines of bases")
+    packer.finish(str(path))
+
+
+def _check_first_bytes(path: Path, data: bytes) -> None:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path} is UTF-16 text; save it as plain ASCII")
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise InputError(f"{path} starts with a byte-order mark; save it as plain ASCII or UTF-8 without one")
+
+
+def _no_header(path: Path, segment: bytes) -> str:
+    line = _line_of(path, 0)
+    shown = segment.split(b"\n", 1)[0][:40]
+    if shown.startswith(b"@"):
+        return f"{path}, line {line}: starts with '@' as FASTQ does; expected FASTA, a first line '>NAME'"
+    if shown.startswith(b";"):
+        return f"{path}, line {line}: starts with a ';' comment; remove it so that the first line is '>NAME'"
+    return f"{path}, line {line}: no header, found {shown!r}; expected a FASTA file, a first line '>NAME'"
+
+
+def _pack_genbank(path: Path, packer: _Packer) -> None:
+    from Bio import SeqIO
+
+    try:
+        with _text(path) as raw, io.TextIOWrapper(raw, encoding="ascii") as text:  # type: ignore[type-var]
+            found = False
+            for record in SeqIO.parse(text, "genbank"):
+                found = True
+                packer.start(str(record.id), str(path))
+                bad = packer.add(bytes(record.seq))
+                if bad is not None:
+                    raise InputError(
+                        f"{path}, record {record.id!r}: found {_byte(bytes(record.seq), bad)} at base {bad + 1}; "
+                        f"expected the letters ACGT, N and IUPAC codes"
+                    )
+                packer.finish(str(path))
+    except InputError:
+        raise
+    except Exception as error:  # Biopython raises many kinds for malformed records
+        raise InputError(f"{path} is no readable GenBank file: {error}") from error
+    if not found:
+        raise InputError(f"{path} holds no GenBank record")
+
+
+def _first_bytes(path: Path) -> bytes:
+    with _text(path) as stream:
+        return stream.read(5)
+
+
+def _pack(path: Path, packer: _Packer, on_read: Callable[[int], None]) -> Source:
+    before = path.stat()
+    if before.st_size == 0:
+        raise InputError(f"{path} is empty; expected a FASTA file, '>NAME' and lines of bases")
+    try:
+        genbank = _first_bytes(path) == b"LOCUS"
+        if genbank:
+            _pack_genbank(path, packer)
+            on_read(before.st_size)
+            sha256 = file_sha256(path)
+        else:
+            with _HashingFile(path, on_read) as raw:
+                buffered = io.BufferedReader(raw, CHUNK)
+                zipped = _is_gzip(path)
+                if zipped:
+                    _check_bgzf_end(path)
+                stream = gzip.GzipFile(fileobj=buffered) if zipped else buffered
+                _pack_fasta(path, stream, packer)
+                sha256 = raw.sha256.hexdigest()
+    except EOFError as error:
+        raise InputError(f"{path} is cut: its last gzip block is not complete; copy or download it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged: gzip says {str(error)!r}; copy or download it again") from error
+    after = path.stat()
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise InputError(f"{path} changed while it was read; build again when it is complete")
+    return Source(path=str(path.resolve()), size=before.st_size, modified_ns=before.st_mtime_ns, sha256=sha256)
+
+
+def _check_bgzf_end(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(16)
+        if start[3:4] == b"\x04" and start[12:14] == b"BC":
+            file.seek(-min(len(BGZF_END), path.stat().st_size), os.SEEK_END)
+            if file.read() != BGZF_END:
+                raise InputError(
+                    f"{path} is cut: the block that ends every bgzip file is missing; copy or download it again"
+                )
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside a directory survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _readable_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"the disk is full while writing {out}; free space or choose another --out") from error
+        name = error.filename or out
+        raise InputError(
+            f"cannot read or write {name}: {error.strerror}; check the path and its permissions"
+        ) from error
+
+
+def check_source(path: Path) -> None:
+    """Raise an InputError unless the path is a file that can be read."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; expected a FASTA or GenBank file")
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; expected a FASTA or GenBank file")
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file; expected a FASTA or GenBank file")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} may not be read; check its permissions")
+
+
+def build(
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    rna: bool = False,
+    overwrite: bool = False,
+    wait: bool = False,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> GenomeStore:
+    """Pack FASTA or GenBank files, plain or compressed, into a store that is whole or absent.
+
+    Args:
+        sources: The files, in the order their contigs shall have.
+        out: Directory of the store, by habit with the ending .dna.
+        rna: Read U as T; otherwise it becomes N and is counted.
+        overwrite: Replace a store that stands at `out`.
+        wait: While another process builds `out`, wait and return its store, rather than raise.
+        on_progress: Called with bytes read and bytes in all.
+        warn: Called with a sentence about U in the input.
+
+    Raises:
+        InputError: A file is missing, malformed or cut (file, line and value named), `out` exists, another process
+            is building it, or the disk is full. Nothing is left behind.
+
+    """
+    for path in sources:
+        check_source(path)
+    if not sources:
+        raise InputError("no source file given; expected one or more FASTA or GenBank files")
+    with _readable_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out.parent / f".{out.name}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise InputError(f"another dna-mamba is building {out} now; wait for it or choose another --out") from None
+        try:
+            if out.exists() and not overwrite:
+                if wait:
+                    return GenomeStore.open(out)
+                raise InputError(f"{out} exists; pass --overwrite to replace it or choose another --out")
+            if out.exists() and not (out / "manifest.json").exists():
+                raise InputError(f"{out} exists and is no genome store, so it is not overwritten; choose another --out")
+            return _build_locked(sources, out, rna, on_progress, warn)
+        finally:
+            lock.release()
+
+
+def _build_locked(
+    sources: Sequence[Path], out: Path, rna: bool, on_progress: Progress | None, warn: Callable[[str], None] | None
+) -> GenomeStore:
+    for leftover in out.parent.glob(f".{out.name}.building-*"):  # of a build that was killed; we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    building = out.parent / f".{out.name}.building-{os.getpid()}"
+    total, done = sum(path.stat().st_size for path in sources), 0
+
+    def on_read(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress:
+            on_progress(min(done, total), total)
+
+    building.mkdir()
+    try:
+        with open(building / "bases.u8", "wb") as file:
+            packer = _Packer(file, rna)
+            read = tuple(_pack(path, packer, on_read) for path in sources)
+            file.flush()
+            os.fsync(file.fileno())
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            contigs=tuple(packer.contigs),
+            sources=read,
+            bases_sha256=packer.sha256.hexdigest(),
+        )
+        write_synced(building / "manifest.json", manifest.to_json().encode())
+        sync_directory(building)
+        if out.exists():
+            replaced = out.parent / f".{out.name}.building-replaced"
+            out.rename(replaced)
+            building.rename(out)
+            shutil.rmtree(replaced)
+        else:
+            building.rename(out)
+        sync_directory(out.parent)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    if warn and packer.num_uracil and not rna:
+        warn(f"{packer.num_uracil:,} letters U became N; pass --rna to read them as T")
+    return GenomeStore.open(out)
+
+
+def cache_directory() -> Path:
+    """Folder for stores packed on the way: $DNA_MAMBA_CACHE, or the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    given = os.environ.get("DNA_MAMBA_CACHE")
+    return Path(given) if given else user_cache_path("dna-mamba")
+
+
+def open_genome(
+    path: Path, *, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+) -> GenomeStore:
+    """Open a store, or pack a FASTA or GenBank file into the cache once and open that.
+
+    The packed copy is found again by path, size, time and content of the file; nothing is written beside it.
+
+    Raises:
+        InputError: The path is neither, or a store's source file has changed since.
+
+    """
+    if path.is_dir():
+        store = GenomeStore.open(path)
+        store.check_sources()
+        return store
+    check_source(path)
+    state = path.stat()
+    identity = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{file_sha256(path)}"
+    name = f"{path.name.split('.')[0]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.dna"
+    out = cache_directory() / name
+    if out.exists():
+        try:
+            return GenomeStore.open(out)
+        except InputError:  # a damaged copy of a file that we have: pack it again
+            return build([path], out, overwrite=True, wait=True, on_progress=on_progress, warn=warn)
+    return build([path], out, wait=True, on_progress=on_progress, warn=warn)
+
+
+def fetch_indexed(path: Path, interval: Interval) -> str:
+    """Read an interval of an indexed FASTA with pyfaidx, without a store; upper case, its strand honoured.
+
+    Raises:
+        InputError: The index does not describe the file as it is now, the contig is unknown, or the stretch lies outside.
+
+    """
+    import pyfaidx
+
+    contig, start, end = interval.contig, interval.start, interval.end
+    index = Path(f"{path}.fai")
+    if index.stat().st_mtime_ns < path.stat().st_mtime_ns:
+        raise InputError(f"{index} is older than {path}; make it again with samtools faidx, or remove it")
+    try:
+        with pyfaidx.Fasta(str(path), rebuild=False) as fasta:
+            if contig not in fasta.keys():  # noqa: SIM118 - pyfaidx's `in` reads records
+                raise InputError(f"contig {contig!r} is not in {index}{nearest(contig, fasta.keys())}")
+            if end > len(fasta[contig]):
+                raise InputError(f"{contig} has {len(fasta[contig]):,} bases; {start + 1}-{end} reaches outside")
+            letters = str(fasta[contig][start:end]).upper()
+    except InputError:
+        raise
+    except Exception as error:  # pyfaidx raises many kinds for a broken index
+        raise InputError(f"{index} cannot be used: {error}; make it again with samtools faidx, or remove it") from error
+    if len(letters) != end - start or set(letters) - set("ACGTNRYSWKMBDHVU"):
+        raise InputError(
+            f"{index} does not describe {path} as it is now; make it again with samtools faidx, or remove it"
+        )
+    letters = re.sub("[^ACGT]", "N", letters)
+    return letters.translate(str.maketrans("ACGT", "TGCA"))[::-1] if interval.strand == "-" else letters

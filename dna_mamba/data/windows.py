@@ -1,0 +1,140 @@
+# Shapes: W windows
+"""Windows of a genome: where they lie and in which order they come."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.intervals import Interval, merge
+from dna_mamba.data.splits import Split
+from dna_mamba.errors import InputError, nearest
+
+RULES = ("mamba", "hyenadna", "tile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """All windows of one length that may be drawn, and how many were left out and why."""
+
+    length: int
+    contigs: np.ndarray
+    """Number of each window's contig in the store."""
+    starts: np.ndarray
+    num_too_many_n: int
+    num_no_room: int
+    """Windows that do not fit between the ends of their contig and the held-out parts."""
+
+    def __len__(self) -> int:
+        return int(self.starts.size)
+
+
+def _candidates(rule: str, train: Sequence[Interval], length: int) -> list[tuple[str, np.ndarray]]:
+    """Give first bases by contig, before any is shifted or dropped; they may lie outside what is allowed."""
+    by_contig: dict[str, list[np.ndarray]] = {}
+    regions = merge(train) if rule == "tile" else train
+    for interval in regions:
+        if rule == "tile" or (rule == "mamba" and length <= len(interval)):
+            # a last tile that would be cut is moved back to end with the interval, so no base is left out
+            starts = np.arange(interval.start, interval.end - length + 1, length)
+            if len(interval) >= length and starts[-1] + length < interval.end and rule == "tile":
+                starts = np.append(starts, interval.end - length)
+        elif rule == "mamba":
+            starts = np.array([interval.start, interval.end - length])
+        elif length <= len(interval):
+            starts = np.array([interval.start])
+        else:
+            starts = np.array([interval.start - (length - len(interval)) // 2])
+        by_contig.setdefault(interval.contig, []).append(starts)
+    return [(contig, np.concatenate(starts)) for contig, starts in by_contig.items()]
+
+
+def plan_windows(genome: GenomeStore, split: Split, length: int, *, rule: str = "mamba", max_n: float = 0.5) -> Windows:
+    """List the training windows of one length.
+
+    Args:
+        genome: The store.
+        split: Its parts.
+        length: Bases of a window.
+        rule: 'mamba' tiles each interval, and above the interval's length takes one window that starts and one that
+            ends with it (Mamba, appendix E.3.1); 'hyenadna' takes one window an interval, its first bases, or the
+            interval extended on both sides; 'tile' tiles all of the training part.
+        max_n: Windows with a larger share of N are dropped.
+
+    Returns:
+        The windows, sorted by place, none twice. Each is shifted so that it reaches neither into validation or test
+        nor past its contig; what cannot be shifted is dropped and counted.
+
+    Raises:
+        InputError: No window is left.
+
+    """
+    if rule not in RULES:
+        raise InputError(f"window rule {rule!r} is unknown{nearest(rule, RULES)}; choose {', '.join(RULES)}")
+    if length < 2:
+        raise InputError(f"seq-len {length} is too short; a window needs at least 2 bases to have a target")
+    room: dict[str, list[Interval]] = {}
+    for interval in split.allowed(genome):
+        room.setdefault(interval.contig, []).append(interval)
+    numbers, all_starts = [], []
+    num_no_room = num_too_many_n = 0
+    for contig, starts in _candidates(rule, split.train, length):
+        kept = []
+        for space in room.get(contig, []):
+            # a window belongs to the space that holds its interval's bases: its middle lies there, or nearest to it
+            middle = starts + length // 2
+            inside = (middle >= space.start) & (middle < space.end)
+            inside |= (starts < space.end) & (starts + length > space.start) & ~_middle_in_any(middle, room[contig])
+            if len(space) >= length:
+                kept.append(np.clip(starts[inside], space.start, space.end - length))
+        found = np.unique(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
+        num_no_room += int(np.unique(starts).size - found.size) if found.size < np.unique(starts).size else 0
+        share_n = genome.count_n(contig, found, found + length) / length
+        # the first base of a window is no target, so a window may be all N but for it
+        first_known = genome.count_n(contig, found + 1, found + length) < length - 1
+        good = (share_n <= max_n) & first_known
+        num_too_many_n += int(np.count_nonzero(~good))
+        all_starts.append(found[good])
+        numbers.append(np.full(int(good.sum()), genome.contig_numbers([contig])[0]))
+    windows = Windows(
+        length=length,
+        contigs=np.concatenate(numbers) if numbers else np.zeros(0, np.int64),
+        starts=np.concatenate(all_starts).astype(np.int64) if all_starts else np.zeros(0, np.int64),
+        num_too_many_n=num_too_many_n,
+        num_no_room=num_no_room,
+    )
+    if len(windows) == 0:
+        raise InputError(_nothing_left(windows, room, max_n))
+    return windows
+
+
+def _middle_in_any(middle: np.ndarray, spaces: Sequence[Interval]) -> np.ndarray:
+    inside = np.zeros(middle.shape, bool)
+    for space in spaces:
+        inside |= (middle >= space.start) & (middle < space.end)
+    return inside
+
+
+def _nothing_left(windows: Windows, room: dict[str, list[Interval]], max_n: float) -> str:
+    longest = max((space for spaces in room.values() for space in spaces), key=len)
+    if len(longest) < windows.length:
+        return (
+            f"no window of {windows.length:,} bases fits: the longest stretch outside validation and test is "
+            f"{longest} with {len(longest):,} bases; take --seq-len {len(longest)} or less, or hold out less"
+        )
+    return (
+        f"no window of {windows.length:,} bases is left: {windows.num_too_many_n:,} have more than {max_n:.0%} N "
+        f"(--max-n) and {windows.num_no_room:,} do not fit between the held-out parts; take a shorter --seq-len"
+    )
+
+
+def order_of_epoch(seed: int, stage: int, epoch: int, num_windows: int) -> np.ndarray:
+    """Permute the windows; depends on the arguments alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, (stage << 32) + epoch])).permutation(num_windows)
+
+
+def flips_of_epoch(seed: int, stage: int, epoch: int, num_windows: int, share: float) -> np.ndarray:
+    """Say which windows of an epoch are read from the other strand; depends on the arguments alone."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, (1 << 63) + (stage << 32) + epoch]))
+    return generator.random(num_windows) < share

@@ -1,0 +1,1 @@
+"""Models as directories: ours, and those of others."""

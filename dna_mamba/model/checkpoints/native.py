@@ -1,0 +1,146 @@
+"""Our model directory: config.json and model.safetensors. Nothing in it is pickled, nothing executes on load."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from dna_mamba.errors import InputError, nearest
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.config import BackboneConfig
+from dna_mamba.model.mixers.mamba import MambaConfig
+
+FORMAT_VERSION = 1
+TIED = "lm_head.weight"
+
+
+def unshared_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Give parameters and buffers by name, in main memory, shared ones once."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def copy_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Copy tensors into a model that has exactly these names and shapes.
+
+    Raises:
+        InputError: A tensor is missing, extra or misshapen; the message names the first.
+
+    """
+    tensors = dict(tensors)
+    own = unshared_tensors(model)
+    shared = set(model.state_dict()) - set(own)
+    for name in shared & set(tensors):
+        if not torch.equal(tensors.pop(name), tensors.get("backbone.embedding.weight", torch.empty(0))):
+            raise InputError(f"{where}: {name!r} differs from the embedding, but in this model the two are one")
+    other = "it belongs to a model of another configuration"
+    for name, tensor in own.items():
+        if name not in tensors:
+            raise InputError(f"{where} lacks the tensor {name!r}; {other}")
+        if tensors[name].shape != tensor.shape:
+            raise InputError(
+                f"{where}: {name!r} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}; {other}"
+            )
+    if extra := sorted(set(tensors) - set(own)):
+        raise InputError(f"{where} has the unexpected tensor {extra[0]!r}; {other}")
+    state = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+
+
+def save_pretrained(model: DnaMamba, path: Path, policy: dict[str, Any]) -> None:
+    """Write a model directory; each file is replaced whole.
+
+    Args:
+        model: The model.
+        path: The directory; made if it is not there.
+        policy: How its training treated N, strands and the ends of windows, as plain values.
+
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": "dna-mamba",
+        "format_version": FORMAT_VERSION,
+        "backbone": asdict(model.config),
+        "policy": policy,
+    }
+    _replace(path / "model.safetensors", save_safetensors(unshared_tensors(model), metadata={"format": "pt"}))
+    _replace(path / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".{path.name}.writing")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, Any]]:
+    """Load a model directory.
+
+    Returns:
+        The model on the CPU in evaluation mode, and the policy it was trained with, as plain values.
+
+    Raises:
+        InputError: The directory is none of ours, is damaged, or its tensors do not fit its configuration.
+
+    """
+    path = Path(path)
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} is no model directory: it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, dict) or config.get("model_type") != "dna-mamba":
+        raise InputError(f"{file} does not describe a dna-mamba model (its model_type is not 'dna-mamba')")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{file} has format version {config.get('format_version')!r}, this dna-mamba reads {FORMAT_VERSION}"
+        )
+    model = DnaMamba(_backbone_config(config.get("backbone"), str(file)))
+    weights = path / "model.safetensors"
+    try:
+        tensors = load_safetensors(weights.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {weights}: {error.strerror}") from error
+    except SafetensorError as error:
+        raise InputError(f"{weights} is damaged or no safetensors file: {error}") from error
+    copy_tensors(model, tensors, str(weights))
+    policy = config.get("policy")
+    if not isinstance(policy, dict):
+        raise InputError(f"{file} lacks the policy (how N, strands and ends of windows were treated)")
+    return model.eval(), policy
+
+
+def _backbone_config(values: Any, where: str) -> BackboneConfig:
+    if not isinstance(values, dict):
+        raise InputError(f"{where} lacks the section 'backbone'")
+    fields = set(BackboneConfig.__dataclass_fields__)
+    for key in values:
+        if key not in fields:
+            raise InputError(f"{where}: unknown key backbone.{key}{nearest(key, fields)}")
+    try:
+        return BackboneConfig(**{**values, "mamba": MambaConfig(**values.get("mamba", {}))})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from error

@@ -1,0 +1,50 @@
+"""What a backbone is made of."""
+
+import re
+from dataclasses import dataclass, field
+
+from dna_mamba.errors import InputError
+from dna_mamba.model.mixers.mamba import MambaConfig
+
+LETTERS = "M"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """Layers, width and vocabulary of a model."""
+
+    vocabulary_size: int = 16
+    """Rows of the embedding; the 12 token ids are padded to 16."""
+    width: int = 128
+    pattern: str = "M" * 12
+    """One letter a layer, from input to output; M is Mamba (S6)."""
+    mamba: MambaConfig = field(default_factory=MambaConfig)
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.vocabulary_size < 12:
+            raise InputError(
+                f"width {self.width} must be at least 1 and vocabulary_size {self.vocabulary_size} at least 12"
+            )
+        self.layers()  # a typo fails here, not an hour into the run
+
+    def layers(self) -> list[MambaConfig]:
+        """Give the config of every layer, in order."""
+        unknown = sorted(set(self.pattern) - set(LETTERS))
+        if unknown or not self.pattern:
+            problem = f"has the unknown letter {unknown[0]!r}" if unknown else "is empty"
+            raise InputError(f"pattern {self.pattern!r} {problem}; a layer is one of: M (Mamba), as in 'MMMM' for four")
+        return [self.mamba for _ in self.pattern]
+
+    @property
+    def size(self) -> str:
+        """Blocks x width, as in '12x128'."""
+        return f"{len(self.pattern)}x{self.width}"
+
+
+def parse_size(text: str) -> tuple[str, int]:
+    """Read blocks x width, such as '12x128', into a pattern of Mamba layers and a width."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
+    if match is None:
+        raise InputError(f"model {text!r} is not blocks x width, such as 4x64, 12x128 or 16x256")
+    return "M" * int(match[1]), int(match[2])

@@ -1,0 +1,1 @@
+"""Losses, optimizer, checkpoints and the Lightning modules that hold them together."""

@@ -1,0 +1,283 @@
+"""What a run writes and shows while it trains: metrics, validation, checkpoints, signals, a progress bar."""
+
+import csv
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as L
+
+from dna_mamba.errors import InputError, StoppedError
+from dna_mamba.model.checkpoints.native import unshared_tensors
+from dna_mamba.training import checkpoint
+from dna_mamba.training.language_model import LanguageModel
+from dna_mamba.training.metrics import Score
+
+COLUMNS = (
+    "step",
+    "window_bases",
+    "train_loss",
+    "train_bits_per_base",
+    "gradient_norm",
+    "learning_rate",
+    "bases",
+    "skipped",
+    "valid_bits_per_base",
+)
+FLUSH_SECONDS = 1.0
+
+
+def cut_metrics(path: Path, last_step: int) -> None:
+    """Drop the rows after a step, as a resumed run will write them again; a half-written last line goes too."""
+    if not path.exists():
+        return
+    with open(path, newline="") as file:
+        lines = [line for line in file if line.endswith("\n")]
+    kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= last_step]
+    unfinished = path.with_name(f".{path.name}.writing")
+    unfinished.write_text("".join(lines[:1] + kept), newline="")
+    unfinished.replace(path)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Read the rows of metrics.csv."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class RunRecorder(L.Callback):
+    """After every step: validate if it is time, write the metrics, save a checkpoint if it is time, obey signals.
+
+    One callback, so that the order is plain: the metrics of a step are written before its checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        validate: Callable[[LanguageModel], Score],
+        save_best: Callable[[LanguageModel], None],
+        on_checkpoint: Callable[[LanguageModel], None],
+        extra_counters: dict[str, Any],
+        checkpoint_every_steps: int,
+        validate_every_steps: int,
+        keep_checkpoints: int,
+        resume_from: checkpoint.Checkpoint | None,
+    ):
+        self.folder = folder
+        self.validate = validate
+        self.save_best = save_best
+        self.on_checkpoint = on_checkpoint
+        self.extra_counters = extra_counters
+        self.checkpoint_every_steps = checkpoint_every_steps
+        self.validate_every_steps = validate_every_steps
+        self.keep_checkpoints = keep_checkpoints
+        self.resume_from = resume_from
+        self.received: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put back what a checkpoint holds, open metrics.csv, and take over the signals from Lightning."""
+        assert isinstance(pl_module, LanguageModel)
+        if self.resume_from is not None:
+            optimizer = trainer.optimizers[0]
+            named = list(pl_module.model.named_parameters())
+            checkpoint.load_optimizer_tensors(optimizer, named, self.resume_from.optimizer, str(self.folder))
+            checkpoint.load_rng_tensors(self.resume_from.rng)
+        path = self.folder / "metrics.csv"
+        cut_metrics(path, pl_module.counters.step)
+        fresh = not path.exists()
+        self._file = open(path, "a", newline="")  # noqa: SIM115 - closed in close()
+        self._rows = csv.writer(self._file)
+        if fresh:
+            self._rows.writerow(COLUMNS)
+        self._flushed = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt  # a second signal: stop at once, the last checkpoint stands
+        self.received = number
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record the step that just ended."""
+        assert isinstance(pl_module, LanguageModel) and pl_module.last is not None
+        counters, last = pl_module.counters, pl_module.last
+        valid = ""
+        done = counters.step == pl_module.num_steps
+        if done or counters.step % self.validate_every_steps == 0:
+            bits = self.validate(pl_module).bits_per_base
+            valid = f"{bits:.17g}"
+            pl_module.log("valid/bits_per_base", bits)
+            if bits < counters.best_valid_bits:
+                counters.best_valid_bits, counters.best_step = bits, counters.step
+                self.save_best(pl_module)
+        bits_per_base = last.train_loss / 0.6931471805599453
+        self._rows.writerow(
+            [
+                *(last.step, last.window_bases, f"{last.train_loss:.17g}", f"{bits_per_base:.6f}"),
+                *(f"{last.gradient_norm:.9g}", f"{last.learning_rate:.9g}", last.bases, int(last.skipped), valid),
+            ]
+        )
+        for name in ("train_loss", "gradient_norm", "learning_rate"):
+            pl_module.log(f"train/{name}", getattr(last, name))
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+        if done or counters.step % self.checkpoint_every_steps == 0 or self.received is not None:
+            self.save(trainer, pl_module)
+        if self.received is not None:
+            trainer.should_stop = True
+
+    def save(self, trainer: L.Trainer, module: LanguageModel) -> Path:
+        """Write a checkpoint of the run as it stands after the last step."""
+        self._file.flush()
+        names = {id(parameter): name for name, parameter in module.model.named_parameters()}
+        path = checkpoint.save(
+            self.checkpoints,
+            module.counters.step,
+            checkpoint.Checkpoint(
+                model=unshared_tensors(module.model),
+                optimizer=checkpoint.optimizer_tensors(trainer.optimizers[0], names),
+                rng=checkpoint.rng_tensors(),
+                counters={**asdict(module.counters), **self.extra_counters},
+            ),
+        )
+        checkpoint.prune(self.checkpoints, self.keep_checkpoints, module.counters.best_step)
+        self.on_checkpoint(module)
+        return path
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close metrics.csv and give the signals back."""
+        self.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Write the row of a step that stopped the run, then close."""
+        assert isinstance(pl_module, LanguageModel)
+        last = pl_module.last
+        if isinstance(exception, StoppedError) and last is not None:
+            self._rows.writerow(
+                [
+                    last.step,
+                    last.window_bases,
+                    last.train_loss,
+                    "",
+                    last.gradient_norm,
+                    last.learning_rate,
+                    last.bases,
+                    1,
+                    "",
+                ]
+            )
+        self.close()
+
+    def close(self) -> None:
+        """Close metrics.csv and give the signals back; may be called twice."""
+        if hasattr(self, "_file"):
+            self._file.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+
+def newest_intact(folder: Path) -> checkpoint.Checkpoint | None:
+    """Load the newest checkpoint of a run; none if there is none.
+
+    Raises:
+        InputError: It is damaged; the message names the newest one that is intact.
+
+    """
+    paths = checkpoint.list_checkpoints(folder)
+    if not paths:
+        return None
+    try:
+        return checkpoint.load(paths[-1])
+    except InputError as error:
+        intact = next((path for path in reversed(paths[:-1]) if _is_intact(path)), None)
+        offer = (
+            f"go on from the one before it with --resume-from {intact}" if intact else "no other checkpoint is intact"
+        )
+        raise InputError(f"{error}; {offer}") from error
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        checkpoint.verify(path)
+    except InputError:
+        return False
+    return True
+
+
+def set_aside(paths: Sequence[Path]) -> None:
+    """Rename checkpoints that a run will not use any more, so that they are never taken for its newest."""
+    for path in paths:
+        path.rename(path.with_name(f"{path.name}.set-aside-{time.time_ns()}"))
+
+
+class ProgressBar(L.Callback):
+    """A line with step, loss in bits per base, bases per second and the time left."""
+
+    def __init__(self, console: Any):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[bits]:.3f} bits/base  {task.fields[rate]:,.0f} bases/s "),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.console = console
+        self._smoothed: float | None = None
+        self._printed = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the bar."""
+        assert isinstance(pl_module, LanguageModel)
+        self._task = self.progress.add_task(
+            "training", total=pl_module.num_steps, completed=pl_module.counters.step, bits=float("nan"), rate=0.0
+        )
+        self._started = time.monotonic()
+        self._bases = 0
+        self.progress.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar; without a terminal print a line now and then."""
+        assert isinstance(pl_module, LanguageModel) and pl_module.last is not None
+        last = pl_module.last
+        bits = last.train_loss / 0.6931471805599453
+        self._smoothed = bits if self._smoothed is None else 0.95 * self._smoothed + 0.05 * bits
+        self._bases += last.bases
+        rate = self._bases / (time.monotonic() - self._started)
+        description = f"{last.window_bases:,} bases"
+        self.progress.update(self._task, completed=last.step, bits=self._smoothed, rate=rate, description=description)
+        if not self.console.is_terminal and time.monotonic() - self._printed > 15:
+            self._printed = time.monotonic()
+            self.console.print(
+                f"step {last.step}/{pl_module.num_steps}  {self._smoothed:.3f} bits/base  {rate:,.0f} bases/s",
+                highlight=False,
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the bar as it stands."""
+        self.progress.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave the bar as it stands."""
+        self.progress.stop()

@@ -1,0 +1,199 @@
+"""Checkpoints that are complete or absent, verified before use, and hold no pickle.
+
+A checkpoint is a directory: tensors as safetensors, counters as JSON, and checksums.json with size and SHA-256 of each.
+It is written beside its final name, synced, and renamed.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from dna_mamba.data.build import sync_directory, write_synced
+from dna_mamba.errors import InputError
+
+CHECKSUMS = "checksums.json"
+TENSOR_FILES = ("model", "optimizer", "rng")
+NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """All that a run needs to go on as if it had never stopped."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    rng: dict[str, Tensor]
+    counters: dict[str, Any]
+
+
+def path_of_step(folder: Path, step: int) -> Path:
+    """Name the checkpoint written after so many optimizer steps."""
+    return folder / f"step-{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Give the checkpoints of a run, oldest first; unfinished ones have other names."""
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Read the step from a checkpoint's name."""
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint; on any failure nothing is left and what was there is untouched.
+
+    Raises:
+        InputError: The disk is full or may not be written.
+
+    """
+    files = {f"{name}.safetensors": save_safetensors(getattr(checkpoint, name)) for name in TENSOR_FILES}
+    files["counters.json"] = json.dumps(checkpoint.counters, indent=1, allow_nan=True).encode()
+    checksums = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
+    files[CHECKSUMS] = json.dumps(checksums, indent=1).encode()
+    final = path_of_step(folder, step)
+    unfinished = folder / f".{final.name}.writing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _check_space(folder, sum(map(len, files.values())))
+        unfinished.mkdir()
+        for name, content in files.items():
+            write_synced(unfinished / name, content)
+        sync_directory(unfinished)
+        if final.exists():  # written before an interruption at the same step
+            shutil.rmtree(final)
+        unfinished.rename(final)
+        sync_directory(folder)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"the disk is full while saving {final}; free space and run again with --resume"
+            ) from error
+        raise InputError(f"cannot save {final}: {error.strerror}; mend it and run again with --resume") from error
+    return final
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    if shutil.disk_usage(folder).free < 1.2 * needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def prune(folder: Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest checkpoints and the best, after the newest was verified."""
+    paths = list_checkpoints(folder)
+    if len(paths) <= keep:
+        return
+    verify(paths[-1])
+    for path in paths[:-keep]:
+        if step_of(path) != best_step:
+            shutil.rmtree(path)
+
+
+def verify(path: Path) -> dict[str, bytes]:
+    """Read the files of a checkpoint and compare each with its SHA-256.
+
+    Raises:
+        InputError: A file is missing, cut or changed; the message names it.
+
+    """
+    if not path.is_dir():
+        raise InputError(
+            f"{path} is no checkpoint: expected a directory with {CHECKSUMS}; pickled checkpoints are not read"
+        )
+    try:
+        checksums = json.loads((path / CHECKSUMS).read_text())
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in checksums.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"checkpoint {path} has no readable {CHECKSUMS}, so it cannot be trusted") from error
+    needed = {f"{name}.safetensors" for name in TENSOR_FILES} | {"counters.json"}
+    if set(expected) != needed:
+        raise InputError(f"checkpoint {path}: {CHECKSUMS} lists {sorted(expected)}, expected {sorted(needed)}")
+    files = {}
+    for name, (size, sha256) in expected.items():
+        try:
+            content = (path / name).read_bytes()
+        except OSError as error:
+            raise InputError(f"checkpoint {path}: {name} cannot be read ({error.strerror})") from error
+        if len(content) != size:
+            raise InputError(
+                f"checkpoint {path}: {name} has {len(content):,} bytes, expected {size:,}; it was cut or edited"
+            )
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise InputError(f"checkpoint {path}: {name} does not match its SHA-256; it was damaged or edited")
+        files[name] = content
+    return files
+
+
+def load(path: Path) -> Checkpoint:
+    """Verify and read a checkpoint."""
+    files = verify(path)
+    try:
+        tensors = {name: load_safetensors(files[f"{name}.safetensors"]) for name in TENSOR_FILES}
+        counters = json.loads(files["counters.json"])
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"checkpoint {path} cannot be read: {error}") from error
+    return Checkpoint(counters=counters, **tensors)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """Give the state of every parameter as 'exp_avg.NAME' and so on; names maps id(parameter) to its name."""
+    return {
+        f"{key}.{names[id(parameter)]}": value.detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    tensors: Mapping[str, Tensor],
+    where: str,
+) -> None:
+    """Put the state of every parameter back."""
+    if not tensors:
+        return
+    for name, parameter in parameters:
+        state = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = tensors.get(f"{key}.{name}")
+            if value is None or (key != "step" and value.shape != parameter.shape):
+                raise InputError(f"{where}: the optimizer state of {name!r} is missing or misshapen")
+            state[key] = value.to(parameter.device).clone()
+        optimizer.state[parameter] = state
+
+
+def rng_tensors() -> dict[str, Tensor]:
+    """Give the state of torch's random number generators as bytes."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def load_rng_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Set torch's random number generators."""
+    torch.set_rng_state(tensors["cpu"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])

@@ -1,0 +1,181 @@
+# Shapes: B sequences, T positions, V vocabulary
+"""What a language model says about held-out bases, in bits."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.intervals import Interval
+from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
+from dna_mamba.data.vocabulary import ACGT, BASE_BITS, BOS, SOFT_MASK, STORE_T, A
+from dna_mamba.kernels.cross_entropy import cross_entropy
+from dna_mamba.model.backbone import DnaMamba
+
+CHUNK = 16_384
+"""Bases read at once; the result does not depend on it (up to rounding)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Sum of the surprise over some bases."""
+
+    num_bases: int
+    nats: float
+
+    @property
+    def bits_per_base(self) -> float:
+        """Mean surprise in bits; 2 is what a uniform guess among A, C, G and T has."""
+        return self.nats / max(self.num_bases, 1) / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """Two to the power of the bits per base."""
+        return 2.0**self.bits_per_base
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(num_bases=self.num_bases + other.num_bases, nats=self.nats + other.nats)
+
+
+def acgt_losses(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    """Give the surprise of each base in nats, the softmax renormalised over A, C, G and T; zero where it is none of them."""
+    known_BT = (tokens_BT >= A) & (tokens_BT < A + 4)
+    targets_BT = torch.where(known_BT, tokens_BT.long() - A, 0)
+    return torch.where(known_BT, cross_entropy(logits_BTV[..., ACGT], targets_BT), 0.0)
+
+
+@torch.no_grad()
+def stream_losses(
+    model: DnaMamba, genome: GenomeStore, interval: Interval, policy: TokenPolicy, *, chunk: int = CHUNK
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read an interval from its first base to its last with one carried state.
+
+    Yields:
+        For each stretch of positions, in order and the first position left out (it has no predecessor; with a start
+        token it has one): store bytes (uint8) and losses in nats (float32, zero where the base is not A, C, G or T).
+
+    """
+    device = model.lm_head.weight.device
+    state = None
+    previous = torch.full((1, 1), BOS, dtype=torch.uint8, device=device) if policy.start_token else None
+    for start in range(interval.start, interval.end, chunk):
+        stored = genome.stored(interval.contig, start, min(start + chunk, interval.end))
+        tokens_BT = torch.from_numpy((stored & BASE_BITS) + A)[None].to(device)
+        targets_BT = tokens_BT
+        if previous is None:
+            targets_BT, stored = tokens_BT[:, 1:], stored[1:]
+            inputs_BT = tokens_BT[:, :-1]
+        else:
+            inputs_BT = torch.cat([previous, tokens_BT[:, :-1]], dim=1)
+        previous = tokens_BT[:, -1:]
+        if inputs_BT.shape[1] == 0:
+            continue
+        logits_BTV, state = model(inputs_BT, state)
+        yield stored, acgt_losses(logits_BTV, targets_BT)[0].float().cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionScores:
+    """Surprise over regions read with one carried state each."""
+
+    total: Score
+    upper_case: Score
+    soft_masked: Score
+    after_n: Score
+    """Bases whose predecessor is N; they are part of the total."""
+    num_n: int
+    """Positions that are not A, C, G or T, and so not scored."""
+
+
+def score_regions(
+    model: DnaMamba,
+    genome: GenomeStore,
+    intervals: Sequence[Interval],
+    policy: TokenPolicy,
+    *,
+    chunk: int = CHUNK,
+    on_bases: Callable[[int], None] | None = None,
+) -> RegionScores:
+    """Score every base of the intervals but the first of each, from all the bases before it in its interval."""
+    sums = np.zeros((3, 2))
+    num_n = 0
+    for interval in intervals:
+        last_known = False
+        for stored, losses in stream_losses(model, genome, interval, policy, chunk=chunk):
+            known = (stored & BASE_BITS) <= STORE_T
+            masked = (stored & SOFT_MASK) != 0
+            after_n = known & ~np.concatenate([[last_known], known[:-1]])
+            last_known = bool(known[-1])
+            for row, chosen in enumerate((known & ~masked, known & masked, after_n)):
+                sums[row] += chosen.sum(), losses[chosen].sum(dtype=np.float64)
+            num_n += int(np.count_nonzero(~known))
+            if on_bases:
+                on_bases(stored.size)
+    upper, masked_score, after = (Score(num_bases=int(n), nats=float(nats)) for n, nats in sums)
+    return RegionScores(
+        total=upper + masked_score, upper_case=upper, soft_masked=masked_score, after_n=after, num_n=num_n
+    )
+
+
+@torch.no_grad()
+def loss_by_position(
+    model: DnaMamba,
+    genome: GenomeStore,
+    intervals: Sequence[Interval],
+    policy: TokenPolicy,
+    *,
+    window_bases: int,
+    batch_bases: int = CHUNK,
+    max_bases: int | None = None,
+    on_bases: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add up the surprise by position in windows that each start without context.
+
+    Returns:
+        Nats and number of known bases at positions 0 to window_bases - 1 (position = bases of left context; position
+        0 has no predecessor and stays empty).
+
+    """
+    device = model.lm_head.weight.device
+    nats, counts = np.zeros(window_bases), np.zeros(window_bases, np.int64)
+    places = [
+        (interval.contig, start)
+        for interval in intervals
+        for start in range(interval.start, interval.end - window_bases + 1, window_bases)
+    ]
+    if max_bases is not None and len(places) * window_bases > max_bases:
+        # spread over the regions, not their beginning alone
+        chosen = np.linspace(0, len(places) - 1, max(1, max_bases // window_bases)).astype(int)
+        places = [places[i] for i in np.unique(chosen)]
+    per_batch = max(1, batch_bases // window_bases)
+    for first in range(0, len(places), per_batch):
+        some = places[first : first + per_batch]
+        stored = genome.stored_batch([c for c, _ in some], np.array([s for _, s in some]), window_bases)
+        state = None
+        for start in range(0, window_bases, batch_bases):
+            # the piece's bases and the one after it, which its last position predicts
+            piece = torch.from_numpy(stored[:, start : start + batch_bases + 1]).to(device)
+            tokens_BT, _ = tokens_and_weights(piece, TokenPolicy())
+            if tokens_BT.shape[1] < 2:
+                continue
+            logits_BTV, state = model(tokens_BT[:, :-1], state)
+            losses_BT = acgt_losses(logits_BTV, tokens_BT[:, 1:]).double().cpu().numpy()
+            known_BT = (stored[:, start + 1 : start + batch_bases + 1] & BASE_BITS) <= STORE_T
+            positions = slice(start + 1, start + 1 + losses_BT.shape[1])
+            nats[positions] += losses_BT.sum(0)
+            counts[positions] += known_BT.sum(0)
+        if on_bases:
+            on_bases(stored.size)
+    return nats, counts
+
+
+def limit_bases(intervals: Sequence[Interval], most: int) -> list[Interval]:
+    """Shorten the intervals, each by the same share, until they hold at most so many bases."""
+    total = sum(map(len, intervals))
+    if total <= most:
+        return list(intervals)
+    return [Interval(i.contig, i.start, i.start + max(2, len(i) * most // total)) for i in intervals]

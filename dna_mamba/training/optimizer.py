@@ -1,0 +1,54 @@
+"""AdamW as the Mamba paper uses it, and its learning rate over a run."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dna_mamba.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """Settings of AdamW. Source of the defaults: Mamba (arXiv 2312.00752), appendix E.2 and E.3."""
+
+    peak_rate: float = 8e-3
+    final_rate: float = 1e-5
+    warmup_share: float = 0.1
+    """Part of the run in which the rate rises linearly from zero."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    """On matrices alone: A_log, D, biases, norms and embeddings are exempt."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient of all parameters together."""
+
+    def __post_init__(self) -> None:
+        for name in ("peak_rate", "final_rate", "gradient_clip"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"optimizer: {name} {value} must be a positive number")
+        if not 0 <= self.warmup_share < 1 or not self.weight_decay >= 0:
+            raise InputError(
+                f"optimizer: warmup_share {self.warmup_share} must be in [0, 1), "
+                f"weight_decay {self.weight_decay} not negative"
+            )
+
+    def build(self, model: nn.Module) -> torch.optim.AdamW:
+        """Make the optimizer; its rate is set before every step by `rate`."""
+        decayed: list[nn.Parameter] = []
+        exempt: list[nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            matrix = parameter.ndim >= 2 and not name.endswith(("A_log", "embedding.weight", "lm_head.weight"))
+            (decayed if matrix else exempt).append(parameter)
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.peak_rate, betas=self.betas, fused=True)
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """Give the learning rate of a step (counted from 0): linear to the peak, then a cosine to the final rate."""
+        warmup_steps = max(1, round(self.warmup_share * num_steps))
+        if step < warmup_steps:
+            return self.peak_rate * (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
+        lowest = min(self.final_rate, self.peak_rate)
+        return lowest + (self.peak_rate - lowest) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

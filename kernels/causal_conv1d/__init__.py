@@ -1,0 +1,77 @@
+# Shapes: B sequences, T positions, D channels, K taps, P = T + K - 1 positions with the K - 1 before the first
+"""The short depthwise convolution in front of a scan."""
+
+import torch
+from torch import Tensor
+
+from dna_mamba.kernels.dispatch import choose
+
+from .naive import causal_conv1d_naive
+
+
+def causal_conv1d(
+    x_BTD: Tensor,
+    weight_DK: Tensor,
+    bias_D: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolve each channel with its own K taps over the present and the K - 1 positions before it.
+
+    Args:
+        x_BTD: Input, float32 or bfloat16 (`naive`: any floating dtype).
+        weight_DK: Taps of each channel, the present position last.
+        bias_D: Added to the sum.
+        activation: 'silu' or none.
+        initial_state: The K - 1 inputs before the first position (B, K - 1, D); none is zero.
+        return_final_state: Return the last K - 1 inputs too, which are the initial state of what follows.
+        seq_idx: Number of the sequence each position belongs to (B, T); inputs of another sequence count as zero.
+        implementation: 'auto', 'naive' or 'cpu'.
+
+    Returns:
+        y_BTD in the dtype of x; with `return_final_state` also the state (B, K - 1, D) in that dtype.
+
+    Raises:
+        ValueError: Shapes disagree, the activation is unknown, or the implementation cannot take these tensors.
+
+    """
+    if activation not in (None, "silu"):
+        raise ValueError(f"activation {activation!r} is unknown; choose 'silu' or None")
+    if x_BTD.dim() != 3 or weight_DK.dim() != 2 or weight_DK.shape[0] != x_BTD.shape[2] or x_BTD.shape[1] == 0:
+        raise ValueError(
+            f"x {tuple(x_BTD.shape)} and weight {tuple(weight_DK.shape)} must be (batch, length, channels) with at "
+            f"least one position and (channels, taps)"
+        )
+    num_sequences, T, num_channels = x_BTD.shape
+    num_taps = weight_DK.shape[1]
+    state_shape = (num_sequences, num_taps - 1, num_channels)
+    if initial_state is None:
+        initial_state = x_BTD.new_zeros(state_shape)
+    elif tuple(initial_state.shape) != state_shape:
+        raise ValueError(f"initial_state is {tuple(initial_state.shape)}; it must be {state_shape}")
+    x_BPD = torch.cat([initial_state.to(x_BTD.dtype), x_BTD], dim=1)
+    same_BP = valid_BTK = None
+    if seq_idx is not None:
+        if tuple(seq_idx.shape) != (num_sequences, T):
+            raise ValueError(f"seq_idx is {tuple(seq_idx.shape)}; it must be {(num_sequences, T)}")
+        idx_BP = torch.cat([seq_idx[:, :1].expand(-1, num_taps - 1), seq_idx], dim=1)
+        # Equal numbers are one sequence only without a change between them, hence the running count of changes.
+        run_BP = torch.nn.functional.pad((idx_BP[:, 1:] != idx_BP[:, :-1]).cumsum(1), (1, 0))
+        valid_BTK = torch.stack([run_BP[:, k : k + T] == run_BP[:, num_taps - 1 :] for k in range(num_taps)], dim=-1)
+        same_BP = run_BP == run_BP[:, -1:]
+    run = causal_conv1d_naive
+    if choose(implementation, x_BTD) == "cpu":
+        from .cpu import causal_conv1d_cpu  # here, so that numba is loaded when first used
+
+        run = causal_conv1d_cpu
+    y_BTD = run(x_BPD, weight_DK, bias_D, activation == "silu", valid_BTK)
+    if not return_final_state:
+        return y_BTD
+    final_BKD = x_BPD[:, T:]
+    if same_BP is not None:
+        final_BKD = final_BKD * same_BP[:, T:, None]
+    return y_BTD, final_BKD

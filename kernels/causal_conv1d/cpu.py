@@ -1,0 +1,118 @@
+# Shapes: B sequences, T positions, D channels, K taps, P = T + K - 1 positions with the K - 1 before the first
+"""The depthwise causal convolution with bias and silu in one pass over memory, compiled by numba."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numba import njit
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dna_mamba.kernels.threads import run_parallel
+from dna_mamba.kernels.vector_math import ONE, ZERO, sigmoid
+
+LANES = 16
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _forward(x, weight, bias, silu, valid, y, b, block):
+    num_taps, T = weight.shape[0], y.shape[1]
+    sum_ = np.zeros(LANES, np.float32)
+    for t in range(T):
+        for i in range(LANES):
+            sum_[i] = bias[block, i]
+        for k in range(num_taps):
+            if valid.shape[0] == 0 or valid[b, t, k]:
+                for i in range(LANES):
+                    sum_[i] += weight[k, block, i] * x[b, t + k, block, i]
+        if silu:
+            for i in range(LANES):
+                y[b, t, block, i] = sum_[i] * sigmoid(sum_[i])
+        else:
+            for i in range(LANES):
+                y[b, t, block, i] = sum_[i]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def _backward(x, weight, bias, silu, valid, dy, dx, dweight, dbias, b, block):
+    num_taps, T = weight.shape[0], dy.shape[1]
+    sum_, d = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    dweight_total = np.zeros((num_taps, LANES), np.float64)
+    dbias_total = np.zeros(LANES, np.float64)
+    for t in range(T + num_taps - 1):
+        for i in range(LANES):
+            dx[b, t, block, i] = ZERO
+    for t in range(T):
+        for i in range(LANES):
+            d[i] = dy[b, t, block, i]
+        if silu:
+            for i in range(LANES):
+                sum_[i] = bias[block, i]
+            for k in range(num_taps):
+                if valid.shape[0] == 0 or valid[b, t, k]:
+                    for i in range(LANES):
+                        sum_[i] += weight[k, block, i] * x[b, t + k, block, i]
+            for i in range(LANES):
+                s = sigmoid(sum_[i])
+                d[i] *= s * (ONE + sum_[i] * (ONE - s))
+        for i in range(LANES):
+            dbias_total[i] += d[i]
+        for k in range(num_taps):
+            if valid.shape[0] == 0 or valid[b, t, k]:
+                for i in range(LANES):
+                    dweight_total[k, i] += d[i] * x[b, t + k, block, i]
+                    dx[b, t + k, block, i] += d[i] * weight[k, block, i]
+    for i in range(LANES):
+        dbias[b, block, i] = dbias_total[i]
+        for k in range(num_taps):
+            dweight[b, k, block, i] = dweight_total[k, i]
+
+
+def _lanes(x: Tensor) -> np.ndarray:
+    return x.detach().contiguous().unflatten(-1, (-1, LANES)).numpy()
+
+
+class CausalConv1dCPU(torch.autograd.Function):
+    """The channels are a multiple of LANES."""
+
+    @staticmethod
+    def forward(ctx, x_BPD, weight_DK, bias_D, silu, valid_BTK):
+        x, weight, bias = _lanes(x_BPD), _lanes(weight_DK.T), _lanes(bias_D)
+        valid = np.zeros((0, 0, 0), np.bool_) if valid_BTK is None else valid_BTK.contiguous().numpy()
+        num_sequences, positions, num_blocks, _ = x.shape
+        y = np.empty((num_sequences, positions - weight.shape[0] + 1, num_blocks, LANES), np.float32)
+        run_parallel(
+            _forward,
+            [(x, weight, bias, silu, valid, y, b, i) for b in range(num_sequences) for i in range(num_blocks)],
+        )
+        ctx.arrays = (x, weight, bias, silu, valid)
+        return torch.from_numpy(y).flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy_BTD):
+        x, weight, bias, silu, valid = ctx.arrays
+        num_sequences, _, num_blocks, _ = x.shape
+        dx = np.empty_like(x)
+        dweight = np.empty((num_sequences, *weight.shape), np.float32)
+        dbias = np.empty((num_sequences, *bias.shape), np.float32)
+        shared = (x, weight, bias, silu, valid, _lanes(dy_BTD), dx, dweight, dbias)
+        run_parallel(_backward, [(*shared, b, i) for b in range(num_sequences) for i in range(num_blocks)])
+        dx_BPD, dweight_KD = torch.from_numpy(dx).flatten(2), torch.from_numpy(dweight).sum(0).flatten(1)
+        return dx_BPD, dweight_KD.T, torch.from_numpy(dbias).sum(0).flatten(), None, None
+
+
+def causal_conv1d_cpu(
+    x_BPD: Tensor, weight_DK: Tensor, bias_D: Tensor | None, silu: bool, valid_BTK: Tensor | None
+) -> Tensor:
+    """Run the compiled convolution in float32; see `causal_conv1d`."""
+    num_channels = x_BPD.shape[-1]
+    padding = -num_channels % LANES
+    x_BPD_, weight_DK_ = x_BPD.float(), weight_DK.float()
+    bias_D_ = torch.zeros(num_channels) if bias_D is None else bias_D.float()
+    if padding:
+        x_BPD_, weight_DK_ = F.pad(x_BPD_, (0, padding)), F.pad(weight_DK_, (0, 0, 0, padding))
+        bias_D_ = F.pad(bias_D_, (0, padding))
+    y_BTD = CausalConv1dCPU.apply(x_BPD_, weight_DK_, bias_D_, silu, valid_BTK)
+    return y_BTD[..., :num_channels].to(x_BPD.dtype)

@@ -1,0 +1,109 @@
+# Shapes: B sequences, T positions, D channels, N states
+"""The selective scan of Mamba (S6)."""
+
+import torch
+from torch import Tensor
+
+from dna_mamba.kernels.dispatch import choose
+
+from .naive import selective_scan_naive
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t and read out y_t = (C_t h_t + D u_t) silu(z_t).
+
+    The argument names are those of `selective_scan_fn` in state-spaces/mamba; the channels stand last.
+
+    Args:
+        u: Input (B, T, D), float32 or bfloat16 (`naive`: any floating dtype).
+        delta: Step sizes (B, T, D), before bias and softplus.
+        A: Decay rates (D, N), negative for a decaying state.
+        B: Input weights of each position (B, T, N).
+        C: Output weights of each position (B, T, N).
+        D: Skip weights (D,); none adds no skip.
+        z: Gate (B, T, D); none applies no gate.
+        delta_bias: Added to delta (D,), in float32.
+        delta_softplus: Pass delta, with its bias, through softplus.
+        initial_state: State before the first position (B, D, N), float32; none is zero.
+        return_final_state: Return the state after the last position as well.
+        seq_idx: Number of the sequence each position belongs to (B, T), int32; the state is zero where it changes.
+        implementation: 'auto', 'naive' (a torch loop, any device and dtype) or 'cpu' (compiled by numba, fused).
+
+    Returns:
+        y (B, T, D) in the dtype of u; with `return_final_state` also the state (B, D, N) in float32 (float64 for
+        float64 inputs). Both are differentiable in every floating argument. The state is kept in float32 throughout.
+
+    Raises:
+        ValueError: Shapes disagree, or the implementation cannot take these tensors.
+    Source: Gu and Dao 2023 (arXiv 2312.00752), equations 2a and 2b with the discretisation of section 3.3.
+
+    """
+    check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx)
+    if choose(implementation, u) == "naive":
+        y, state = selective_scan_naive(*arguments)
+    else:
+        from .cpu import selective_scan_cpu  # here, so that numba is loaded when first used
+
+        y, state = selective_scan_cpu(*arguments)
+    return (y, state) if return_final_state else y
+
+
+def check_shapes(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+) -> None:
+    """Raise a ValueError that names the first argument whose shape or dtype does not fit the others."""
+    if u.dim() != 3 or u.shape[1] == 0 or not u.is_floating_point():
+        raise ValueError(
+            f"u must be (batch, length, channels) with at least one position and a floating dtype, "
+            f"not {tuple(u.shape)} of {u.dtype}"
+        )
+    if A.dim() != 2:
+        raise ValueError(f"A must be (channels, states), not {tuple(A.shape)}")
+    (batch, length, channels), states = u.shape, A.shape[1]
+    expected = {
+        "delta": (delta, (batch, length, channels)),
+        "A": (A, (channels, states)),
+        "B": (B, (batch, length, states)),
+        "C": (C, (batch, length, states)),
+        "D": (D, (channels,)),
+        "z": (z, (batch, length, channels)),
+        "delta_bias": (delta_bias, (channels,)),
+        "initial_state": (initial_state, (batch, channels, states)),
+        "seq_idx": (seq_idx, (batch, length)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)}; with u {tuple(u.shape)} and A {tuple(A.shape)} it must be {shape}"
+            )
+        if name != "seq_idx" and not tensor.is_floating_point():
+            raise ValueError(f"{name} must have a floating dtype, not {tensor.dtype}")
+    if seq_idx is not None and seq_idx.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"seq_idx must be int32, not {seq_idx.dtype}")

@@ -1,0 +1,307 @@
+"""Measure on this machine, ours beside others, on the same inputs in one run."""
+
+import gc
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dna_mamba.errors import InputError, nearest
+from dna_mamba.kernels.selective_scan import selective_scan
+from dna_mamba.pipelines import run_directory
+
+EXTRAS = ("transformers", "million")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScanBenchConfig:
+    """Shape of the scan and what to run beside it."""
+
+    device: str = "cpu"
+    batch: int = 1
+    length: int = 16384
+    channels: int = 256
+    states: int = 16
+    repeats: int = 5
+    extras: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for extra in self.extras:
+            if extra not in EXTRAS:
+                raise InputError(f"--with {extra!r} is unknown{nearest(extra, EXTRAS)}; choose {', '.join(EXTRAS)}")
+        if min(self.batch, self.length, self.channels, self.states, self.repeats) < 1:
+            raise InputError("--batch, --length, --channels, --states and --repeats must be at least 1")
+        if self.device not in ("cpu", "cuda"):
+            raise InputError(f"--device {self.device!r} is unknown; choose cpu or cuda")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenomeBenchConfig:
+    """Size of the made-up genome."""
+
+    megabases: int = 32
+
+    def __post_init__(self) -> None:
+        if self.megabases < 4:
+            raise InputError("--megabases must be at least 4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """A table of measurements and what it ran on."""
+
+    title: str
+    hardware: str
+    versions: dict[str, str]
+    rows: tuple[dict[str, Any], ...]
+
+
+def _result(title: str, device: str, rows: Sequence[dict[str, Any]]) -> BenchResult:
+    hardware = ", ".join(f"{key} {value}" for key, value in run_directory.hardware(device).items())
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    filled = tuple({column: row.get(column) for column in columns} for row in rows)
+    return BenchResult(title=title, hardware=hardware, versions=run_directory.versions(), rows=filled)
+
+
+def _seconds(function: Callable[[], Any], repeats: int, device: str) -> float:
+    """Time a call: the median of some runs after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def _peak_growth(function: Callable[[], Any]) -> int:
+    """Bytes by which resident memory grew at most during a call, looked at every half millisecond."""
+    import psutil
+
+    process = psutil.Process()
+    gc.collect()
+    before = process.memory_info().rss
+    peak, stop = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.is_set():
+            peak = max(peak, process.memory_info().rss)
+            time.sleep(0.0005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        kept = function()  # the gradients are held until the watcher has looked
+        peak = max(peak, process.memory_info().rss)
+        del kept
+    finally:
+        stop.set()
+        watcher.join()
+    return peak - before
+
+
+def scan_inputs(batch: int, length: int, channels: int, states: int, device: str) -> dict[str, Tensor]:
+    """Draw inputs of the size that a trained layer has: decays from none to complete, never zeros."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    return {
+        "u": normal(batch, length, channels),
+        "delta": normal(batch, length, channels),
+        "A": -torch.arange(1, states + 1, dtype=torch.float32, device=device).repeat(channels, 1),
+        "B": normal(batch, length, states),
+        "C": normal(batch, length, states),
+        "D": torch.ones(channels, device=device),
+        "z": normal(batch, length, channels),
+        "delta_bias": normal(channels) - 4.0,
+    }
+
+
+def _scan_calls(inputs: dict[str, Tensor], implementation: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+    gradient = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1)).to(inputs["u"].device)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            y = selective_scan(**leaves, delta_softplus=True, implementation=implementation)  # type: ignore[arg-type]
+        assert isinstance(y, Tensor)
+        return y
+
+    def both() -> Any:
+        y = selective_scan(**leaves, delta_softplus=True, implementation=implementation)  # type: ignore[arg-type]
+        assert isinstance(y, Tensor)
+        return y, torch.autograd.grad(y, list(leaves.values()), gradient)
+
+    return forward, both
+
+
+def run_scan(config: ScanBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
+    """Time forward and forward+backward of every implementation that runs on the device."""
+    say = on_phase or (lambda words: None)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda was asked for, but torch sees no GPU; dna-mamba doctor says why")
+    implementations = ["naive", "cpu"] if config.device == "cpu" else ["naive"]
+    inputs = scan_inputs(config.batch, config.length, config.channels, config.states, config.device)
+    size = sum(tensor.numel() * 4 for tensor in inputs.values())
+    rows: list[dict[str, Any]] = []
+    for name in implementations:
+        say(f"{name}: {config.batch} x {config.length:,} positions, {config.channels} channels, {config.states} states")
+        forward, both = _scan_calls(inputs, name)
+        repeats = 1 if name == "naive" else config.repeats
+        row: dict[str, Any] = {"what": name}
+        row["forward ms"] = 1e3 * _seconds(forward, repeats, config.device)
+        row["forward+backward ms"] = 1e3 * _seconds(both, repeats, config.device)
+        if config.device == "cpu":
+            row["peak growth / (inputs + gradients)"] = _peak_growth(both) / (2 * size)
+        else:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            both()
+            row["peak growth / (inputs + gradients)"] = (torch.cuda.max_memory_allocated() - before) / (2 * size)
+        rows.append(row)
+    if len(rows) == 2:
+        for column in ("forward", "forward+backward"):
+            rows[1][f"{column}: times naive"] = rows[0][f"{column} ms"] / rows[1][f"{column} ms"]
+    if "million" in config.extras:
+        rows.extend(_million(config, implementations[-1], say))
+    if "transformers" in config.extras:
+        rows.extend(_transformers(say))
+    shape = f"batch {config.batch}, length {config.length:,}, {config.channels} channels, {config.states} states"
+    return _result(f"selective scan, {shape}", config.device, rows)
+
+
+def _million(config: ScanBenchConfig, implementation: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for length in (16_384, 1_048_576):
+        say(f"{implementation}: {length:,} positions")
+        forward, both = _scan_calls(
+            scan_inputs(1, length, config.channels, config.states, config.device), implementation
+        )
+        repeats = 1 if length > 16_384 else config.repeats
+        rows.append(
+            {
+                "what": f"{implementation} at {length:,}",
+                "forward ms": 1e3 * _seconds(forward, repeats, config.device),
+                "forward+backward ms": 1e3 * _seconds(both, repeats, config.device),
+            }
+        )
+    for column in ("forward", "forward+backward"):
+        per_base = [row[f"{column} ms"] / length for row, length in zip(rows, (16_384, 1_048_576), strict=True)]
+        rows[1][f"{column}: time a base, times that at 16,384"] = per_base[1] / per_base[0]
+    return rows
+
+
+def _transformers(say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Time a Mamba block of width 128 in transformers' plain-torch path beside ours, with the same weights."""
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer as Theirs
+
+    from dna_mamba.model.mixers.mamba import MambaConfig as OurConfig
+
+    torch.manual_seed(0)
+    theirs = Theirs(MambaConfig(hidden_size=128, state_size=16, num_hidden_layers=1, use_bias=False), layer_idx=0)
+    ours = OurConfig().build(128)
+    ours.load_state_dict(theirs.state_dict())
+    x_BTD = torch.randn(1, 4096, 128)
+    rows: list[dict[str, Any]] = []
+    calls: list[tuple[str, torch.nn.Module, Callable[[Tensor], Tensor]]] = [
+        ("transformers Mamba block at 4,096", theirs, lambda x: theirs.slow_forward(x)),  # type: ignore[operator]
+        ("our Mamba block at 4,096", ours, lambda x: ours(x)[0]),
+    ]
+    for name, module, call in calls:
+        say(name)
+        repeats = 1 if module is theirs else 5
+        forward_seconds = both_seconds = float("inf")
+        if module is not theirs:
+            call(x_BTD).sum().backward()  # compile
+        for _ in range(repeats):
+            started = time.perf_counter()
+            with torch.no_grad():
+                call(x_BTD)
+            forward_seconds = min(forward_seconds, time.perf_counter() - started)
+            started = time.perf_counter()
+            call(x_BTD).sum().backward()
+            both_seconds = min(both_seconds, time.perf_counter() - started)
+        rows.append({"what": name, "forward ms": 1e3 * forward_seconds, "forward+backward ms": 1e3 * both_seconds})
+    for column in ("forward", "forward+backward"):
+        rows[1][f"{column}: times transformers"] = rows[0][f"{column} ms"] / rows[1][f"{column} ms"]
+    return rows
+
+
+def run_genome(config: GenomeBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
+    """Pack a random genome and read windows from it, beside pyfaidx decoding to the same codes."""
+    import pyfaidx
+
+    from dna_mamba.data.build import build
+    from dna_mamba.data.intervals import Interval
+    from dna_mamba.data.vocabulary import reverse_complement_tokens
+
+    say = on_phase or (lambda words: None)
+    generator = np.random.default_rng(0)
+    num_bases = config.megabases * 2**20
+    rows: list[dict[str, Any]] = []
+    code_of = np.full(256, 11, np.uint8)
+    for value, letter in enumerate("ACGT"):
+        code_of[ord(letter)] = code_of[ord(letter.lower())] = 7 + value
+    with tempfile.TemporaryDirectory() as folder:
+        fasta = Path(folder) / "random.fa"
+        letters = np.frombuffer(b"ACGT", np.uint8)[generator.integers(0, 4, num_bases)]
+        lines = np.full((num_bases // 64, 65), ord("\n"), np.uint8)
+        lines[:, :64] = letters.reshape(-1, 64)
+        fasta.write_bytes(b">chr1\n" + lines.tobytes())
+        say("building")
+        started = time.perf_counter()
+        store = build([fasta], Path(folder) / "random.dna")
+        ours = time.perf_counter() - started
+        started = time.perf_counter()
+        reader = pyfaidx.Fasta(str(fasta))
+        length = len(reader["chr1"][:].seq)
+        theirs = time.perf_counter() - started
+        assert length == num_bases
+        rows.append({"what": "build a store, against pyfaidx index + read", "ours us": ours * 1e6,
+                     "pyfaidx us": theirs * 1e6, "times pyfaidx": theirs / ours})  # fmt: skip
+        for window, count in ((2**20, 24), (1024, 1024)):
+            say(f"windows of {window:,}")
+            starts = generator.integers(0, num_bases - window, count)
+            intervals = [Interval("chr1", int(start), int(start) + window) for start in starts]
+
+            def by_pyfaidx(starts: np.ndarray = starts, window: int = window) -> None:
+                for start in starts.tolist():
+                    code_of[np.frombuffer(reader["chr1"][start : start + window].seq.encode(), np.uint8)]
+
+            def by_store(intervals: list[Interval] = intervals) -> None:
+                for interval in intervals:
+                    store.tokens(interval)
+
+            def by_copy(starts: np.ndarray = starts, window: int = window) -> None:
+                for start in starts.tolist():
+                    store.stored("chr1", start, start + window).copy()
+
+            def in_batches(starts: np.ndarray = starts, window: int = window) -> None:
+                for first in range(0, len(starts), 256):
+                    store.tokens_batch(["chr1"] * 256, starts[first : first + 256], window)
+
+            theirs = _seconds(by_pyfaidx, 7, "cpu") / count
+            ours, copy = _seconds(by_store, 7, "cpu") / count, _seconds(by_copy, 7, "cpu") / count
+            rows.append({"what": f"tokens of {window:,} bases", "ours us": ours * 1e6, "pyfaidx us": theirs * 1e6,
+                         "times pyfaidx": theirs / ours, "copy us": copy * 1e6, "of a copy": ours / copy})  # fmt: skip
+            if window == 1024:
+                batched = _seconds(in_batches, 7, "cpu") / count
+                rows.append({"what": "tokens of 1,024 bases in batches of 256", "ours us": batched * 1e6,
+                             "pyfaidx us": theirs * 1e6, "times pyfaidx": theirs / batched})  # fmt: skip
+        tokens = store.tokens(Interval("chr1", 0, 2**20))
+        seconds = _seconds(lambda: reverse_complement_tokens(tokens), 20, "cpu")
+        rows.append({"what": "reverse complement of 2^20 tokens", "ours us": seconds * 1e6})
+    return _result(f"genome store, {config.megabases} Mb of random sequence", "cpu", rows)

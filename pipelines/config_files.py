@@ -1,0 +1,146 @@
+"""Configurations as YAML and as section.key=value, checked against the dataclasses that define them."""
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from dna_mamba.errors import InputError, nearest
+
+MAX_BYTES = 1 << 20
+T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loading, without aliases: a few hundred bytes of them can unfold into gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises:
+        InputError: It is missing, too large, no YAML, or no mapping of sections.
+
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is larger than 1 MiB; that is no configuration")
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{path} holds no sections; expected lines such as 'training:' with indented 'key: value' below"
+        )
+    return values
+
+
+def dump_yaml(config: Any) -> str:
+    """Write a configuration so that `load_yaml` and `read_config` give it back."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Turn 'section.key=value' into nested mappings; values are read as YAML."""
+    result: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise InputError(f"--set {text!r} is not section.key=value, as in training.seq_len=4096")
+        *sections, key = name.split(".")
+        target = result
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise InputError(f"--set {text!r}: {section!r} was set to a value before")
+        try:
+            target[key] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {text!r}: the value is no valid YAML") from error
+    return result
+
+
+def override(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Put nested values over others; what is not named stays."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = result.get(key)
+        result[key] = override(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def read_config(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build a dataclass of dataclasses from plain values.
+
+    Raises:
+        InputError: A key is unknown (the nearest is named), or a value has the wrong type or is refused.
+
+    """
+    return typing.cast(T, _read(kind, values, "", where))
+
+
+def _read(kind: Any, value: Any, name: str, where: str) -> Any:
+    if is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}: {name} is {value!r}, expected a section of keys and values")
+        hints = typing.get_type_hints(kind)
+        known = [field.name for field in fields(kind)]
+        for key in value:
+            if key not in known:
+                full = f"{name}.{key}" if name else str(key)
+                raise InputError(
+                    f"{where}: unknown key {full!r}{nearest(str(key), known)}; {name or 'the top'} has {', '.join(known)}"
+                )
+        arguments = {
+            key: _read(hints[key], item, f"{name}.{key}" if name else key, where) for key, item in value.items()
+        }
+        try:
+            return kind(**arguments)  # type: ignore[operator]
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in parts:
+            return None
+        return _read(next(a for a in parts if a is not type(None)), value, name, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where}: {name} is {value!r}, expected a list in brackets")
+        if parts[-1] is not Ellipsis and len(value) != len(parts):
+            raise InputError(f"{where}: {name} has {len(value)} values, expected {len(parts)}")
+        kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
+        return tuple(_read(k, item, name, where) for k, item in zip(kinds, value, strict=True))
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):  # YAML reads 1e-3, without a point, as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if type(value) is kind:
+        return value
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}[kind]
+    raise InputError(f"{where}: {name} is {value!r}, expected {expected}")

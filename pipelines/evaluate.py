@@ -1,0 +1,191 @@
+"""What a trained model says about held-out bases, and how much left context helps it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dna_mamba.data.build import Progress
+from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.intervals import Interval, parse_region
+from dna_mamba.data.objectives import TokenPolicy
+from dna_mamba.errors import InputError
+from dna_mamba.model.checkpoints.native import from_pretrained
+from dna_mamba.pipelines.config_files import read_config
+from dna_mamba.pipelines.pretrain import DEMO, DataConfig, load_genome, load_split
+from dna_mamba.training.metrics import RegionScores, Score, limit_bases, loss_by_position, score_regions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Which model on which bases."""
+
+    model: Path
+    genome: str | None = None
+    split: str = "test"
+    split_file: Path | None = None
+    valid: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    window_bases: int = 8192
+    max_bases: int = 10_000_000
+    device: str = "auto"
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.window_bases < 2 or self.max_bases < 2:
+            raise InputError("--window and --max-bases must be at least 2 bases")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextRow:
+    """Surprise of bases with left contexts of similar length."""
+
+    first: int
+    """Shortest left context in bases."""
+    last: int
+    """Longest, included."""
+    score: Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """Scores of whole regions with carried state, and by position in windows that start without context."""
+
+    model: Path
+    what: str
+    regions: tuple[Interval, ...]
+    scores: RegionScores
+    context: tuple[ContextRow, ...]
+    """Empty where no region holds a window."""
+    window_bases: int
+    out: Path | None
+
+
+def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Find the model directory and the record of its run, if there is one, from either path."""
+    if (path / "model" / "config.json").exists():
+        model, record = path / "model", path / "run.json"
+    else:
+        model, record = path, path.parent / "run.json"
+    if not (model / "config.json").exists():
+        raise InputError(f"{path} is neither a run with a model nor a model directory: no config.json found")
+    if not record.exists():
+        return model, None
+    try:
+        return model, json.loads(record.read_text())
+    except ValueError as error:
+        raise InputError(f"{record} cannot be read: {error}") from error
+
+
+def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: Any, warn: Any) -> GenomeStore:
+    if config.genome is not None:
+        return load_genome(config.genome, on_progress, warn)
+    if record is None:
+        raise InputError(f"{config.model} has no run.json beside it; say which genome to score with --genome")
+    source = Path(record["genome"]["store"])
+    packed = [Path(s["path"]) for s in record["genome"]["sources"]]
+    if (source / "manifest.json").exists():
+        genome = load_genome(str(source), on_progress, warn)
+    elif len(packed) == 1 and packed[0].name == "chr20.hg38.fa.gz" and not packed[0].exists():
+        genome = load_genome(DEMO, on_progress, warn)
+    elif len(packed) == 1 and packed[0].exists():
+        genome = load_genome(str(packed[0]), on_progress, warn)
+    else:
+        raise InputError(f"the genome of this run is no longer at {source}; say where it is with --genome")
+    if genome.manifest.bases_sha256 != record["genome"]["bases_sha256"]:
+        raise InputError(
+            f"{genome.path} holds other bases than the run was trained on; say what to score with --genome"
+        )
+    return genome
+
+
+def _regions(config: EvaluateConfig, genome: GenomeStore, record: dict[str, Any] | None) -> tuple[str, list[Interval]]:
+    if config.regions:
+        regions = [parse_region(text) for text in config.regions]
+        for region in regions:
+            if region.end > genome.contig(region.contig).length:
+                raise InputError(
+                    f"--region {region} ends past {region.contig}, which has {genome.contig(region.contig).length:,} bases"
+                )
+        return "regions", regions
+    if config.split_file is not None or config.valid or config.test:
+        split_file = None if config.split_file is None else str(config.split_file)
+        split = load_split(genome, DataConfig(split=split_file, valid=config.valid, test=config.test))
+        return config.split, list(split.part(config.split))
+    if record is None or record["genome"]["bases_sha256"] != genome.manifest.bases_sha256:
+        return f"{config.split} of the default split", list(load_split(genome, DataConfig()).part(config.split))
+    return config.split, [Interval(*interval) for interval in record["split"][config.split]]
+
+
+def context_rows(nats: np.ndarray, counts: np.ndarray) -> tuple[ContextRow, ...]:
+    """Pool positions by left context: 1, 2-3, 4-7, 8-15 and so on."""
+    rows = []
+    first = 1
+    while first < len(nats):
+        last = min(2 * first, len(nats)) - 1
+        score = Score(num_bases=int(counts[first : last + 1].sum()), nats=float(nats[first : last + 1].sum()))
+        if score.num_bases:
+            rows.append(ContextRow(first=first, last=last, score=score))
+        first *= 2
+    return tuple(rows)
+
+
+def run(
+    config: EvaluateConfig, *, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+) -> EvaluateResult:
+    """Score a model in float32.
+
+    Raises:
+        InputError: Model, genome, split or regions are at fault, or `out` exists.
+
+    """
+    if config.out is not None and config.out.exists():
+        raise InputError(f"--out {config.out} exists; choose another")
+    path, record = find_model(config.model)
+    model, policy_values = from_pretrained(path)
+    policy = read_config(TokenPolicy, policy_values, str(path / "config.json"))
+    genome = _genome(config, record, on_progress, warn)
+    what, regions = _regions(config, genome, record)
+    if not regions:
+        raise InputError(f"the split has no {config.split!r} part; choose another --split")
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+    model.to(device)
+    some = limit_bases(regions, config.max_bases)
+    scores = score_regions(model, genome, some, policy)
+    window = min(config.window_bases, max(map(len, regions)))
+    nats, counts = loss_by_position(
+        model, genome, regions, policy, window_bases=window, max_bases=min(config.max_bases, max(2**20, 16 * window))
+    )
+    result = EvaluateResult(
+        model=path,
+        what=what,
+        regions=tuple(some),
+        scores=scores,
+        context=context_rows(nats, counts),
+        window_bases=window,
+        out=config.out,
+    )
+    if config.out is not None:
+        _write(result, config.out)
+    return result
+
+
+def _write(result: EvaluateResult, out: Path) -> None:
+    from dna_mamba.pipelines.pictures import draw_context
+    from dna_mamba.pipelines.reports import evaluation_as_dict
+
+    out.mkdir(parents=True)
+    (out / "results.json").write_text(json.dumps(evaluation_as_dict(result), indent=1) + "\n")
+    lines = ["first,last,bases,bits_per_base"]
+    lines += [f"{r.first},{r.last},{r.score.num_bases},{r.score.bits_per_base:.6f}" for r in result.context]
+    (out / "context.csv").write_text("\n".join(lines) + "\n")
+    draw_context([asdict(r) | {"bits": r.score.bits_per_base} for r in result.context], out / "context.png")

@@ -1,0 +1,597 @@
+"""FASTA in, a pretrained causal Mamba out."""
+
+import signal
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dna_mamba.data.build import Progress, open_genome
+from dna_mamba.data.datamodule import PretrainingData, TrainingSteps
+from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.length_warmup import Stage, lengths, plan_stages
+from dna_mamba.data.markov import STRENGTHS, MarkovModels
+from dna_mamba.data.objectives import TokenPolicy
+from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
+from dna_mamba.data.vocabulary import BASE_BITS
+from dna_mamba.data.windows import plan_windows
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.native import copy_tensors, from_pretrained, save_pretrained
+from dna_mamba.model.config import BackboneConfig
+from dna_mamba.pipelines import run_directory
+from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
+from dna_mamba.training import checkpoint
+from dna_mamba.training.callbacks import RunRecorder, newest_intact, set_aside
+from dna_mamba.training.language_model import Counters, LanguageModel
+from dna_mamba.training.metrics import RegionScores, Score, limit_bases, score_regions
+from dna_mamba.training.optimizer import OptimizerConfig
+
+DEMO = "demo"
+"""Name of the genome that ships in the package."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which bases, in which windows."""
+
+    genome: str = DEMO
+    """FASTA, GenBank file or genome store; 'demo' is a piece of human chromosome 20 that ships in the package."""
+    split: str | None = None
+    """BED with CONTIG START END SPLIT."""
+    valid: tuple[str, ...] = ()
+    """Regions (1-based, as in samtools) or contigs held out for validation."""
+    test: tuple[str, ...] = ()
+    window_rule: str = "mamba"
+    max_n: float = 0.5
+    num_workers: int = 0
+    policy: TokenPolicy = field(default_factory=TokenPolicy)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How long, in which steps, and what is kept."""
+
+    seq_len: int = 1024
+    steps: int | None = None
+    """Optimizer steps; without it the base budget decides."""
+    base_budget: int = 2**23
+    """Bases to train on when the steps are not given."""
+    bases_per_step: int = 2**13
+    """At least one window a step, so a longer seq_len raises it."""
+    length_warmup: str = "mamba"
+    piece_bases: int = 2**14
+    """Positions computed at once; longer windows go in pieces with carried state, shorter ones are batched up to this."""
+    checkpoint_every_steps: int = 200
+    validate_every_steps: int = 200
+    keep_checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        lengths(self.length_warmup, self.seq_len)
+        for name in ("bases_per_step", "base_budget", "checkpoint_every_steps", "validate_every_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"training: {name} {getattr(self, name)} must be at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"training: steps {self.steps} must be at least 1")
+        if self.keep_checkpoints < 2 or self.piece_bases < 16:
+            raise InputError("training: keep_checkpoints must be at least 2 and piece_bases at least 16")
+
+    @property
+    def real_bases_per_step(self) -> int:
+        """Bases of every optimizer step."""
+        return max(self.bases_per_step, self.seq_len)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.steps if self.steps is not None else max(1, self.base_budget // self.real_bases_per_step)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """How many held-out bases are read."""
+
+    valid_bases: int = 2**20
+    """At most so many at each validation."""
+    test_bases: int = 2**24
+    """At most so many in the final table."""
+    markov_max_order: int = 12
+    """Largest order of the Markov models in the final table; -1 leaves them out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """Everything a pretraining run depends on."""
+
+    preset: str = "demo"
+    """Where the values came from; for the record."""
+    model: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: str = "auto"
+    """auto, fp32 or bf16; auto is bf16 on a GPU and fp32 on a CPU."""
+    implementation: str = "auto"
+    """Kernels: auto, naive or cpu."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("device", ("auto", "cpu", "cuda")),
+            ("precision", ("auto", "fp32", "bf16")),
+            ("implementation", ("auto", "naive", "cpu")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} {getattr(self, name)!r} is unknown; choose {', '.join(known)}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed {self.seed} must lie between 0 and 2^63 - 1")
+
+
+MAY_DIFFER_ON_RESUME = {
+    ("data", "num_workers"),
+    ("training", "checkpoint_every_steps"),
+    ("training", "keep_checkpoints"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the final table."""
+
+    name: str
+    bits_per_base: float
+    detail: str = ""
+
+    @property
+    def perplexity(self) -> float:
+        """Two to the power of the bits per base."""
+        return 2.0**self.bits_per_base
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will do."""
+
+    config: PretrainConfig
+    num_parameters: int
+    stages: tuple[Stage, ...]
+    windows_per_step: tuple[int, ...]
+    num_windows: tuple[int, ...]
+    num_dropped: tuple[int, ...]
+    train_bases: int
+    valid_bases: int
+    test_bases: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainResult:
+    """Where the run is and what came out."""
+
+    out: Path
+    num_steps: int
+    num_skipped: int
+    seconds: float
+    train_bases_per_second: float
+    model: RegionScores
+    test_bases: int
+    rows: tuple[Row, ...]
+    """Model, Markov models and uniform on the same held-out bases, best first."""
+    markov: tuple[dict[str, Any], ...]
+    """Every order: plain and interpolated bits per base."""
+    loss_picture: Path
+    best_plain_order: int | None
+    best_interpolated_order: int | None
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after it was saved."""
+
+    def __init__(self, number: int, out: Path, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; go on with --out {out} --resume")
+        self.number = number
+
+
+def demo_genome() -> Path:
+    """Give the path of the genome that ships in the package."""
+    return Path(str(resources.files("dna_mamba") / "assets" / "chr20.hg38.fa.gz"))
+
+
+def load_genome(
+    name: str, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+) -> GenomeStore:
+    """Open the demo genome, a store, or a file that is packed into the cache."""
+    return open_genome(demo_genome() if name == DEMO else Path(name), on_progress=on_progress, warn=warn)
+
+
+def load_split(genome: GenomeStore, data: DataConfig) -> Split:
+    """Make the split that the configuration asks for.
+
+    Raises:
+        InputError: It cannot be made, or asks for a BED and regions at once.
+
+    """
+    if data.split is not None:
+        if data.valid or data.test:
+            raise InputError("--split and --valid or --test exclude each other; put all parts into the BED")
+        return split_from_bed(genome, Path(data.split))
+    if data.valid or data.test:
+        return split_from_regions(genome, data.valid, data.test)
+    return default_split(genome)
+
+
+def resolve(config: PretrainConfig) -> PretrainConfig:
+    """Replace every 'auto' by what it means on this machine, so that a resumed run does not choose anew."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "fp32"
+    implementation = config.implementation
+    if implementation == "auto":
+        implementation = "cpu" if device == "cpu" else "naive"
+    if implementation == "cpu" and device != "cpu":
+        raise InputError("implementation 'cpu' runs on --device cpu alone; choose 'naive' or 'auto'")
+    return replace(config, device=device, precision=precision, implementation=implementation)
+
+
+def _plan(config: PretrainConfig, genome: GenomeStore, split: Split) -> tuple[Plan, TrainingSteps]:
+    training = config.training
+    stages = plan_stages(training.length_warmup, training.seq_len, training.num_steps)
+    windows = tuple(
+        plan_windows(genome, split, stage.window_bases, rule=config.data.window_rule, max_n=config.data.max_n)
+        for stage in stages
+    )
+    steps = TrainingSteps(
+        genome,
+        stages,
+        windows,
+        bases_per_step=training.real_bases_per_step,
+        seed=config.seed,
+        reverse_complement=config.data.policy.reverse_complement,
+    )
+    with torch.device("meta"):
+        num_parameters = DnaMamba(config.model).num_parameters()
+    plan = Plan(
+        config=config,
+        num_parameters=num_parameters,
+        stages=stages,
+        windows_per_step=tuple(steps.windows_per_step(i) for i in range(len(stages))),
+        num_windows=tuple(len(w) for w in windows),
+        num_dropped=tuple(w.num_too_many_n + w.num_no_room for w in windows),
+        train_bases=sum(map(len, split.train)),
+        valid_bases=sum(map(len, split.valid)),
+        test_bases=sum(map(len, split.test)),
+    )
+    return plan, steps
+
+
+def plan(
+    config: PretrainConfig, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+) -> Plan:
+    """Check everything and say what a run would do, without training and without writing a run directory."""
+    config = resolve(config)
+    genome = load_genome(config.data.genome, on_progress, warn)
+    result, steps = _plan(config, genome, load_split(genome, config.data))
+    steps[0]  # one real batch
+    return result
+
+
+def config_of_run(out: Path) -> PretrainConfig:
+    """Read the resolved configuration of a run."""
+    path = out / "config.yaml"
+    return read_config(PretrainConfig, load_yaml(path), str(path))
+
+
+def _check_same(old: PretrainConfig, new: PretrainConfig, out: Path) -> None:
+    def differences(a: Any, b: Any, path: tuple[str, ...]) -> list[str]:
+        if isinstance(a, dict):
+            return [d for key in a for d in differences(a[key], b[key], (*path, key))]
+        if a == b or path in MAY_DIFFER_ON_RESUME:
+            return []
+        return [f"{'.'.join(path)} was {a!r} and is now {b!r}"]
+
+    found = differences(asdict(old), asdict(new), ())
+    if found:
+        raise InputError(
+            f"--resume: the run in {out} has another configuration: {'; '.join(found)}; leave these as they were"
+        )
+
+
+def _resume(out: Path, resume_from: Path | None) -> checkpoint.Checkpoint | None:
+    folder = out / "checkpoints"
+    if resume_from is None:
+        return newest_intact(folder)
+    loaded = checkpoint.load(resume_from)
+    newer = [p for p in checkpoint.list_checkpoints(folder) if checkpoint.step_of(p) > loaded.counters["step"]]
+    set_aside(newer)
+    return loaded
+
+
+def run(
+    config: PretrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    resume_from: Path | None = None,
+    overwrite: bool = False,
+    callbacks: Sequence[L.Callback] = (),
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    on_phase: Callable[[str], None] | None = None,
+) -> PretrainResult:
+    """Pretrain a model.
+
+    Args:
+        config: What to do; 'auto' values are resolved first.
+        out: The run directory.
+        resume: Go on with the run in `out` from its newest checkpoint, or from its start if there is none.
+        resume_from: Go on from this checkpoint instead.
+        overwrite: Replace the run in `out`.
+        callbacks: More Lightning callbacks, such as a progress bar.
+        on_progress: Called while a FASTA is packed.
+        warn: Called with a sentence when something deserves attention.
+        on_plan: Called with the plan before the first step.
+        on_phase: Called with a few words when the work after training goes on.
+
+    Raises:
+        InputError: Something in the configuration, the data or the run directory is at fault.
+        StoppedError: Three steps in a row were not finite.
+        Interrupted: SIGINT or SIGTERM came; the run is saved.
+
+    """
+    config = resolve(config)
+    resume = resume or resume_from is not None
+    fresh = not out.exists()
+    genome = load_genome(config.data.genome, on_progress, warn)
+    split = load_split(genome, config.data)
+    the_plan, steps = _plan(config, genome, split)  # before the directory is made: a bad request leaves nothing behind
+    lock = run_directory.prepare(out, resume=resume, overwrite=overwrite)
+    try:
+        return _run_locked(
+            config, out, resume, resume_from, callbacks, genome, split, the_plan, steps, on_plan, on_phase
+        )
+    finally:
+        lock.release()
+        if fresh and not (out / "config.yaml").exists():
+            (out / "run.lock").unlink(missing_ok=True)
+            out.rmdir()
+
+
+def _run_locked(
+    config: PretrainConfig,
+    out: Path,
+    resume: bool,
+    resume_from: Path | None,
+    callbacks: Sequence[L.Callback],
+    genome: GenomeStore,
+    split: Split,
+    the_plan: Plan,
+    steps: TrainingSteps,
+    on_plan: Callable[[Plan], None] | None,
+    on_phase: Callable[[str], None] | None,
+) -> PretrainResult:
+    started = time.monotonic()
+    saved = None
+    if resume:
+        old = config_of_run(out)
+        _check_same(old, config, out)
+        saved = _resume(out, resume_from)
+        if saved is not None and saved.counters["genome_sha256"] != genome.manifest.bases_sha256:
+            raise InputError(f"--resume: {config.data.genome} holds other bases than when the run in {out} was started")
+    if on_plan:
+        on_plan(the_plan)
+    (out / "config.yaml").write_text(dump_yaml(config))
+
+    torch.manual_seed(config.seed)
+    model = DnaMamba(config.model).use_implementation(config.implementation)
+    counters = None
+    if saved is not None:
+        copy_tensors(model, saved.model, str(out / "checkpoints"))
+        values = {k: v for k, v in saved.counters.items() if k != "genome_sha256"}
+        counters = Counters(**values)
+    policy = config.data.policy
+    module = LanguageModel(
+        model,
+        config.optimizer,
+        policy,
+        num_steps=len(steps),
+        stage_lengths=[stage.window_bases for stage in the_plan.stages],
+        contig_names=[contig.name for contig in genome.manifest.contigs],
+        piece_bases=config.training.piece_bases,
+        counters=counters,
+    )
+    valid = limit_bases(split.valid, config.evaluation.valid_bases)
+
+    def validate(module: LanguageModel) -> Score:
+        return score_regions(module.model, genome, valid, policy).total
+
+    def save_best(module: LanguageModel) -> None:
+        save_pretrained(module.model, out / "model", asdict(policy))
+
+    def record(module: LanguageModel) -> None:
+        names = [contig.name for contig in genome.manifest.contigs]
+        seen = [dict(zip(names, row, strict=True)) for row in module.counters.bases_seen]
+        stages = [{**asdict(stage), "bases_seen": s} for stage, s in zip(the_plan.stages, seen, strict=True)]
+        run_directory.write_json(
+            out / "run.json",
+            {
+                "command": "pretrain",
+                "versions": run_directory.versions(),
+                "hardware": run_directory.hardware(config.device),
+                "seed": config.seed,
+                "genome": run_directory.describe_genome(genome),
+                "split": run_directory.describe_split(split),
+                "policy": asdict(policy),
+                "stages": stages,
+                "step": module.counters.step,
+                "num_steps": module.num_steps,
+                "skipped_steps": module.counters.skipped,
+                "best_step": module.counters.best_step,
+                "best_valid_bits_per_base": module.counters.best_valid_bits if module.counters.best_step else None,
+                "num_parameters": the_plan.num_parameters,
+            },
+        )
+
+    record(module)
+    recorder = RunRecorder(
+        out,
+        validate=validate,
+        save_best=save_best,
+        on_checkpoint=record,
+        extra_counters={"genome_sha256": genome.manifest.bases_sha256},
+        checkpoint_every_steps=config.training.checkpoint_every_steps,
+        validate_every_steps=config.training.validate_every_steps,
+        keep_checkpoints=config.training.keep_checkpoints,
+        resume_from=saved,
+    )
+    first_step = module.counters.step
+    if first_step < len(steps):
+        _fit(config, out, module, PretrainingData(steps, first_step=first_step, num_workers=config.data.num_workers),
+             [recorder, *callbacks])  # fmt: skip
+    if recorder.received is not None and module.counters.step < len(steps):
+        raise Interrupted(recorder.received, out, module.counters.step)
+    seconds = time.monotonic() - started
+    return _finish(config, out, module, genome, split, the_plan, seconds, first_step, on_phase)
+
+
+def _fit(
+    config: PretrainConfig, out: Path, module: LanguageModel, data: PretrainingData, callbacks: list[L.Callback]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        trainer = L.Trainer(
+            accelerator="cpu" if config.device == "cpu" else "gpu",
+            devices=1,
+            precision="32-true" if config.precision == "fp32" else "bf16-mixed",
+            max_epochs=1,
+            logger=TensorBoardLogger(str(out), name="", version="tensorboard"),
+            callbacks=callbacks,
+            log_every_n_steps=10,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, data)
+
+
+def _finish(
+    config: PretrainConfig,
+    out: Path,
+    module: LanguageModel,
+    genome: GenomeStore,
+    split: Split,
+    the_plan: Plan,
+    seconds: float,
+    first_step: int,
+    on_phase: Callable[[str], None] | None,
+) -> PretrainResult:
+    say = on_phase or (lambda words: None)
+    held_out = split.test or split.valid
+    test = limit_bases(held_out, config.evaluation.test_bases)
+    say("scoring held-out bases")
+    model, _ = from_pretrained(out / "model")
+    model.use_implementation(config.implementation).to(config.device)
+    scores = score_regions(model, genome, test, config.data.policy)
+    rows = [
+        Row(name=f"Mamba {config.model.size}", bits_per_base=scores.total.bits_per_base,
+            detail=f"{the_plan.num_parameters:,} parameters"),
+        Row(name="uniform", bits_per_base=2.0, detail="a guess among A, C, G, T"),
+    ]  # fmt: skip
+    markov: tuple[dict[str, Any], ...] = ()
+    best_plain = best_interpolated = None
+    if config.evaluation.markov_max_order >= 0:
+        say("fitting Markov models on the same training bases")
+        markov, best_plain, best_interpolated = markov_table(config, genome, split, test)
+        rows.append(
+            Row(name=f"Markov order {best_plain}, plain", bits_per_base=markov[best_plain]["test_plain"],
+                detail="order chosen on validation")
+        )  # fmt: skip
+        rows.append(
+            Row(name=f"Markov order {best_interpolated}, interpolated",
+                bits_per_base=markov[best_interpolated]["test_interpolated"],
+                detail=f"order and a = {markov[best_interpolated]['strength']:g} chosen on validation")
+        )  # fmt: skip
+    rows.sort(key=lambda row: row.bits_per_base)
+    from dna_mamba.pipelines.pictures import draw_losses
+
+    reference = {row.name: row.bits_per_base for row in rows if not row.name.startswith("Mamba")}
+    picture = draw_losses(out / "metrics.csv", out / "loss.png", reference, config.model.size)
+    trained_bases = config.training.real_bases_per_step * (module.counters.step - first_step)
+    result = PretrainResult(
+        out=out,
+        num_steps=module.counters.step,
+        num_skipped=module.counters.skipped,
+        seconds=seconds,
+        train_bases_per_second=trained_bases / max(seconds, 1e-9),
+        model=scores,
+        test_bases=sum(map(len, test)),
+        rows=tuple(rows),
+        markov=markov,
+        loss_picture=picture,
+        best_plain_order=best_plain,
+        best_interpolated_order=best_interpolated,
+    )
+    run_directory.write_json(
+        out / "results.json",
+        {
+            "held_out": "test" if split.test else "valid",
+            "bases_scored": scores.total.num_bases,
+            "table": [{"name": r.name, "bits_per_base": r.bits_per_base, "perplexity": r.perplexity} for r in rows],
+            "markov": list(markov),
+        },
+    )
+    return result
+
+
+def markov_table(
+    config: PretrainConfig, genome: GenomeStore, split: Split, test: Sequence[Any]
+) -> tuple[tuple[dict[str, Any], ...], int, int]:
+    """Fit Markov models on the training bases and score them on the model's targets.
+
+    Returns:
+        A row an order, the best plain order and the best interpolated order, both chosen on validation.
+
+    """
+    both = config.data.policy.reverse_complement > 0
+    models = MarkovModels.fit(genome, split.train, both_strands=both, max_order=config.evaluation.markov_max_order)
+
+    def stretches(intervals: Sequence[Any]) -> list[np.ndarray]:
+        return [genome.stored(i.contig, i.start, i.end) & BASE_BITS for i in intervals]
+
+    on_valid = models.score(stretches(limit_bases(split.valid, config.evaluation.test_bases)))
+    on_test = models.score(stretches(test))
+    best_plain = int(np.argmin(on_valid.plain))
+    strength_of_order = np.argmin(on_valid.interpolated, axis=0)
+    best_of_order = on_valid.interpolated.min(axis=0)
+    best_interpolated = int(np.argmin(best_of_order))
+    rows = tuple(
+        {
+            "order": k,
+            "valid_plain": float(on_valid.plain[k]),
+            "test_plain": float(on_test.plain[k]),
+            "valid_interpolated": float(best_of_order[k]),
+            "test_interpolated": float(on_test.interpolated[strength_of_order[k], k]),
+            "strength": float(STRENGTHS[int(strength_of_order[k])]),
+        }
+        for k in range(models.max_order + 1)
+    )
+    return rows, best_plain, best_interpolated

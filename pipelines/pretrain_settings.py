@@ -1,0 +1,86 @@
+"""Preset, file, flags and assignments, put over each other into one configuration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dna_mamba.errors import InputError
+from dna_mamba.model.config import parse_size
+from dna_mamba.pipelines.config_files import load_yaml, override, parse_assignments, read_config
+from dna_mamba.pipelines.presets import preset
+from dna_mamba.pipelines.pretrain import PretrainConfig
+
+LONGEST_DEMO = 4096
+"""Above this window length the default preset is no longer the demo's."""
+
+
+def settings(
+    flags: Mapping[str, Any],
+    *,
+    model: str | None = None,
+    pattern: str | None = None,
+    preset_name: str | None = None,
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
+    run: Path | None = None,
+) -> PretrainConfig:
+    """Resolve a configuration: the preset (or the run that is resumed), then the file, flags, and section.key=value.
+
+    Args:
+        flags: Nested values; None means not given.
+        model: Blocks x width.
+        pattern: Letters of the layers.
+        preset_name: Preset; without it the demo's for the demo genome and short windows, otherwise 'small'.
+        file: YAML file.
+        assignments: Texts 'section.key=value'.
+        run: Directory of a run whose configuration is the base.
+
+    Raises:
+        InputError: A name is unknown, a value is refused, or options contradict each other.
+
+    """
+    given = _given(flags)
+    changes = load_yaml(file) if file is not None else {}
+    origin = str(file) if file is not None else "flags"
+    changes = override(changes, given)
+    if model is not None:
+        if pattern is not None:
+            raise InputError(
+                "--model and --pattern both say which layers there are; give one (--set model.width=... sets the width)"
+            )
+        letters, width = parse_size(model)
+        changes = override(changes, {"model": {"pattern": letters, "width": width}})
+    if pattern is not None:
+        changes = override(changes, {"model": {"pattern": pattern}})
+    assigned = parse_assignments(assignments)
+    changes = override(changes, assigned)
+    if run is not None:
+        path = run / "config.yaml"
+        if not path.exists():
+            raise InputError(f"--resume: {run} holds no run to go on with (no config.yaml in it)")
+        base: dict[str, Any] = load_yaml(path)
+    else:
+        base = asdict(preset(preset_name or _default_preset(changes)))
+    return read_config(PretrainConfig, override(base, changes), origin)
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    result = {}
+    for key, value in flags.items():
+        if isinstance(value, Mapping):
+            if below := _given(value):
+                result[key] = below
+        elif value is not None:
+            result[key] = value
+    return result
+
+
+def _default_preset(changes: Mapping[str, Any]) -> str:
+    if "preset" in changes:
+        return str(changes["preset"])
+    data, training = changes.get("data"), changes.get("training")
+    genome = data.get("genome", "demo") if isinstance(data, Mapping) else "demo"
+    seq_len = training.get("seq_len", 0) if isinstance(training, Mapping) else 0
+    long = isinstance(seq_len, int) and seq_len > LONGEST_DEMO
+    return "demo" if genome == "demo" and not long else "small"

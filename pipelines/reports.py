@@ -1,0 +1,143 @@
+"""Results as text, tables and plain values."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from dna_mamba.pipelines.benchmark import BenchResult
+from dna_mamba.pipelines.evaluate import EvaluateResult
+from dna_mamba.pipelines.pretrain import Plan, PretrainResult
+from dna_mamba.training.metrics import Score
+
+
+def plan_as_text(plan: Plan) -> str:
+    """Say what a pretraining run will do."""
+    config, training = plan.config, plan.config.training
+    stages = []
+    for stage, windows, count, dropped in zip(
+        plan.stages, plan.windows_per_step, plan.num_windows, plan.num_dropped, strict=True
+    ):
+        left_out = f" ({dropped:,} left out: too many N, or no room)" if dropped else ""
+        stages.append(
+            f"  {stage.num_steps:,} steps of {windows:,} x {stage.window_bases:,} bases, {count:,} windows{left_out}"
+        )
+    steps = sum(stage.num_steps for stage in plan.stages)
+    return "\n".join(
+        [
+            f"Mamba {config.model.size}, {plan.num_parameters:,} parameters, on {config.device} in {config.precision}, "
+            f"kernels: {config.implementation}",
+            f"genome {config.data.genome}: {plan.train_bases:,} bases train, {plan.valid_bases:,} validate, "
+            f"{plan.test_bases:,} test",
+            *stages,
+            f"in all {steps:,} steps, {steps * training.real_bases_per_step:,} bases",
+        ]
+    )
+
+
+def pretrain_as_table(result: PretrainResult) -> Table:
+    """Show the model beside Markov models and a uniform guess, best first."""
+    table = Table(title=f"{result.model.total.num_bases:,} held-out bases", title_justify="left")
+    table.add_column("model")
+    table.add_column("bits per base", justify="right")
+    table.add_column("perplexity", justify="right")
+    table.add_column("")
+    for row in result.rows:
+        mine = row.name.startswith("Mamba")
+        table.add_row(
+            row.name, f"{row.bits_per_base:.4f}", f"{row.perplexity:.4f}", row.detail, style="bold" if mine else None
+        )
+    return table
+
+
+def pretrain_as_text(result: PretrainResult) -> str:
+    """Name the winner, list all Markov orders, and say where everything is."""
+    lines = []
+    if result.markov:
+        lines.append("Markov orders 0, 1, 2, ...")
+        for kind in ("plain", "interpolated"):
+            lines.append(f"  {kind:13s}" + " ".join(f"{row[f'test_{kind}']:.4f}" for row in result.markov))
+    best = result.rows[0]
+    lines.append(f"lowest: {best.name} with {best.bits_per_base:.4f} bits per base")
+    if result.num_skipped:
+        lines.append(f"{result.num_skipped} steps were skipped because loss or gradient was not finite")
+    lines.append(f"{result.num_steps:,} steps in {result.seconds:.0f} s, {result.train_bases_per_second:,.0f} bases/s")
+    lines.append(f"run: {result.out}")
+    lines.append(f"picture: {result.loss_picture}")
+    lines.append(f"next: dna-mamba evaluate {result.out}")
+    return "\n".join(lines)
+
+
+def pretrain_as_dict(result: PretrainResult) -> dict[str, Any]:
+    """Give the result as plain values."""
+    return {
+        "out": str(result.out),
+        "steps": result.num_steps,
+        "skipped_steps": result.num_skipped,
+        "seconds": result.seconds,
+        "bases_scored": result.model.total.num_bases,
+        "table": [{**asdict(row), "perplexity": row.perplexity} for row in result.rows],
+        "markov": list(result.markov),
+    }
+
+
+def evaluation_as_dict(result: EvaluateResult) -> dict[str, Any]:
+    """Give the result as plain values; intervals are 0-based, end excluded."""
+
+    def score(value: Score) -> dict[str, Any]:
+        return {"bases": value.num_bases, "bits_per_base": value.bits_per_base, "perplexity": value.perplexity}
+
+    return {
+        "model": str(result.model),
+        "scored": result.what,
+        "regions": [[i.contig, i.start, i.end] for i in result.regions],
+        "total": score(result.scores.total),
+        "upper_case": score(result.scores.upper_case),
+        "soft_masked": score(result.scores.soft_masked),
+        "after_n": score(result.scores.after_n),
+        "num_n": result.scores.num_n,
+        "context": [{"first": r.first, "last": r.last, **score(r.score)} for r in result.context],
+    }
+
+
+def evaluation_as_tables(result: EvaluateResult) -> list[Table]:
+    """Show the scores by kind of base, and by left context."""
+    strata = Table(title=f"{result.what}: every base from all before it in its region", title_justify="left")
+    for name in ("bases", "number", "bits per base", "perplexity"):
+        strata.add_column(name, justify="left" if name == "bases" else "right")
+    scores = result.scores
+    for name, score in (
+        ("all of A, C, G, T", scores.total),
+        ("upper case", scores.upper_case),
+        ("soft-masked", scores.soft_masked),
+        ("right after N", scores.after_n),
+    ):
+        numbers = (f"{score.bits_per_base:.4f}", f"{score.perplexity:.4f}") if score.num_bases else ("", "")
+        strata.add_row(name, f"{score.num_bases:,}", *numbers)
+    strata.add_row("N (not scored)", f"{scores.num_n:,}", "", "")
+    context = Table(title=f"by left context, in windows of {result.window_bases:,} bases", title_justify="left")
+    for name in ("bases of left context", "bases scored", "bits per base", "perplexity"):
+        context.add_column(name, justify="right")
+    for row in result.context:
+        context.add_row(
+            f"{row.first:,}" if row.first == row.last else f"{row.first:,}-{row.last:,}",
+            f"{row.score.num_bases:,}",
+            f"{row.score.bits_per_base:.4f}",
+            f"{row.score.perplexity:.4f}",
+        )
+    return [strata, context]
+
+
+def bench_as_dict(result: BenchResult) -> dict[str, Any]:
+    """Give the measurements as plain values."""
+    return {"title": result.title, "hardware": result.hardware, "versions": result.versions, "rows": list(result.rows)}
+
+
+def bench_as_table(result: BenchResult) -> Table:
+    """Show the measurements."""
+    table = Table(title=result.title, title_justify="left", caption=result.hardware, caption_justify="left")
+    for column in result.rows[0]:
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for row in result.rows:
+        table.add_row(*("" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    return table

@@ -1,0 +1,109 @@
+"""A run is a directory that says how to repeat it."""
+
+import json
+import platform
+import shutil
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from dna_mamba.data.build import write_synced
+from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.splits import Split
+from dna_mamba.errors import InputError
+
+PACKAGES = ("dna-mamba", "torch", "lightning", "numpy", "numba", "safetensors", "triton")
+
+
+def next_free(command: str) -> Path:
+    """Name the first of runs/<command>-001, -002, ... that does not exist."""
+    number = 1
+    while (path := Path("runs") / f"{command}-{number:03d}").exists():
+        number += 1
+    return path
+
+
+def prepare(path: Path, *, resume: bool, overwrite: bool) -> FileLock:
+    """Make a run directory, or take one over, and lock it against other processes.
+
+    Raises:
+        InputError: It exists and neither resume nor overwrite was asked for, it is in use, or it cannot be made.
+
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {path} is a file; choose a directory")
+    filled = path.is_dir() and any(entry.name != "run.lock" for entry in path.iterdir())
+    if filled and not (resume or overwrite):
+        raise InputError(
+            f"--out {path} exists; pass --resume to go on with it, --overwrite to replace it, or choose another"
+        )
+    if filled and overwrite and not resume and not (path / "config.yaml").exists():
+        raise InputError(
+            f"--out {path} exists and is no run (no config.yaml in it), so it is not overwritten; choose another"
+        )
+    if resume and not (path / "config.yaml").exists():
+        raise InputError(f"--resume: {path} holds no run to go on with (no config.yaml in it)")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / "run.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another process is working in {path}; wait for it or choose another --out") from None
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+    if filled and overwrite and not resume:
+        for entry in path.iterdir():
+            if entry.name != "run.lock":
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    return lock
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.writing")
+    write_synced(unfinished, (json.dumps(values, indent=1) + "\n").encode())
+    unfinished.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of Python and of the packages a run depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """Say what machine this is."""
+    found: dict[str, Any] = {
+        "device": device,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_threads": torch.get_num_threads(),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
+    return found
+
+
+def describe_genome(genome: GenomeStore) -> dict[str, Any]:
+    """Say which genome this is, so that another can tell whether theirs is the same."""
+    return {
+        "store": str(genome.path),
+        "sources": [asdict(source) for source in genome.manifest.sources],
+        "bases_sha256": genome.manifest.bases_sha256,
+        "contigs": len(genome.contigs),
+        "bases": genome.num_bases,
+    }
+
+
+def describe_split(split: Split) -> dict[str, list[list[Any]]]:
+    """List the intervals of each part as [contig, start, end], 0-based, end excluded."""
+    return {name: [[i.contig, i.start, i.end] for i in split.part(name)] for name in ("train", "valid", "test")}

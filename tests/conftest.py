@@ -1,0 +1,74 @@
+"""Shared settings and toy data; all of it is made in code."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _deterministic():
+    # fills torch.empty with NaN, so an output that a kernel forgot to write shows
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Every device there is."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNA_MAMBA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def write(tmp_path) -> Callable[[str, bytes | str], Path]:
+    """Write a file into the test's own folder."""
+
+    def _write(name: str, content: bytes | str) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return _write
+
+
+def random_letters(num_bases: int, seed: int = 0) -> str:
+    """Draw bases with a pattern that a model can learn: each base repeats the one before it in two of five cases."""
+    generator = np.random.default_rng(seed)
+    bases = generator.integers(0, 4, num_bases)
+    for i in np.flatnonzero(generator.random(num_bases) < 0.4):
+        bases[i] = bases[i - 1]
+    return "".join("ACGT"[b] for b in bases)
+
+
+@pytest.fixture(scope="session")
+def toy_fasta(tmp_path_factory) -> Path:
+    """Two contigs of 40,000 and 20,000 bases."""
+    path = tmp_path_factory.mktemp("toy") / "toy.fa"
+    path.write_text(f">chrA first\n{random_letters(40_000, 1)}\n>chrB\n{random_letters(20_000, 2)}\n")
+    return path
+
+
+def dna_mamba(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "dna_mamba.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        timeout=600,
+    )
