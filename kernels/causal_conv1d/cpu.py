@@ -9,64 +9,59 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dna_mamba.kernels.threads import run_parallel
-from dna_mamba.kernels.vector_math import ONE, ZERO, sigmoid
+from dna_mamba.kernels.vector import LANES, broadcast, load, sigmoid, store
 
-LANES = 16
-FAST = {"contract", "reassoc", "nsz", "arcp"}
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
+CHUNK = 1024
+"""Positions whose weight gradients are summed in float32 before they join a float64 total."""
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def _forward(x, weight, bias, silu, valid, y, b, block):
-    num_taps, T = weight.shape[0], y.shape[1]
-    sum_ = np.zeros(LANES, np.float32)
+    num_taps, T, num_blocks = weight.shape[0], y.shape[1], y.shape[2]
+    shift = load(bias, block * LANES)
     for t in range(T):
-        for i in range(LANES):
-            sum_[i] = bias[block, i]
+        total = shift
         for k in range(num_taps):
             if valid.shape[0] == 0 or valid[b, t, k]:
-                for i in range(LANES):
-                    sum_[i] += weight[k, block, i] * x[b, t + k, block, i]
+                tap = load(x, ((b * x.shape[1] + t + k) * num_blocks + block) * LANES)
+                total += load(weight, (k * num_blocks + block) * LANES) * tap
         if silu:
-            for i in range(LANES):
-                y[b, t, block, i] = sum_[i] * sigmoid(sum_[i])
-        else:
-            for i in range(LANES):
-                y[b, t, block, i] = sum_[i]
+            total *= sigmoid(total)
+        store(y, ((b * T + t) * num_blocks + block) * LANES, total)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def _backward(x, weight, bias, silu, valid, dy, dx, dweight, dbias, b, block):
-    num_taps, T = weight.shape[0], dy.shape[1]
-    sum_, d = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
-    dweight_total = np.zeros((num_taps, LANES), np.float64)
-    dbias_total = np.zeros(LANES, np.float64)
-    for t in range(T + num_taps - 1):
-        for i in range(LANES):
-            dx[b, t, block, i] = ZERO
+    num_taps, T, num_blocks = weight.shape[0], dy.shape[1], dy.shape[2]
+    shift, nothing = load(bias, block * LANES), broadcast(ZERO)
+    # row k: gradient of tap k; the last row: of the bias
+    sums, totals = np.zeros((num_taps + 1, LANES), np.float32), np.zeros((num_taps + 1, LANES), np.float64)
+    for t in range(x.shape[1]):
+        store(dx, ((b * x.shape[1] + t) * num_blocks + block) * LANES, nothing)
     for t in range(T):
-        for i in range(LANES):
-            d[i] = dy[b, t, block, i]
+        d = load(dy, ((b * T + t) * num_blocks + block) * LANES)
         if silu:
-            for i in range(LANES):
-                sum_[i] = bias[block, i]
+            total = shift
             for k in range(num_taps):
                 if valid.shape[0] == 0 or valid[b, t, k]:
-                    for i in range(LANES):
-                        sum_[i] += weight[k, block, i] * x[b, t + k, block, i]
-            for i in range(LANES):
-                s = sigmoid(sum_[i])
-                d[i] *= s * (ONE + sum_[i] * (ONE - s))
-        for i in range(LANES):
-            dbias_total[i] += d[i]
+                    tap = load(x, ((b * x.shape[1] + t + k) * num_blocks + block) * LANES)
+                    total += load(weight, (k * num_blocks + block) * LANES) * tap
+            s = sigmoid(total)
+            d *= s * (ONE + total * (ONE - s))
+        store(sums, num_taps * LANES, load(sums, num_taps * LANES) + d)
         for k in range(num_taps):
             if valid.shape[0] == 0 or valid[b, t, k]:
-                for i in range(LANES):
-                    dweight_total[k, i] += d[i] * x[b, t + k, block, i]
-                    dx[b, t + k, block, i] += d[i] * weight[k, block, i]
+                at = ((b * x.shape[1] + t + k) * num_blocks + block) * LANES
+                store(sums, k * LANES, load(sums, k * LANES) + d * load(x, at))
+                store(dx, at, load(dx, at) + d * load(weight, (k * num_blocks + block) * LANES))
+        if t % CHUNK == CHUNK - 1 or t == T - 1:
+            totals += sums
+            sums[:] = ZERO
     for i in range(LANES):
-        dbias[b, block, i] = dbias_total[i]
+        dbias[b, block, i] = totals[num_taps, i]
         for k in range(num_taps):
-            dweight[b, k, block, i] = dweight_total[k, i]
+            dweight[b, k, block, i] = totals[k, i]
 
 
 def _lanes(x: Tensor) -> np.ndarray:

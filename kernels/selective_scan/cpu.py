@@ -15,152 +15,128 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dna_mamba.kernels.threads import run_parallel
-from dna_mamba.kernels.vector_math import LOG2_E, ONE, ZERO, exp2, sigmoid, softplus
+from dna_mamba.kernels.vector import LANES, LOG2_E, broadcast, exp2, load, sigmoid, softplus, store, sum_lanes
 
 CHUNK = 64
-LANES = 16  # channels of a block: one AVX-512 register of float32, two of AVX2, four of NEON
-# The order of sums may change, infinities and NaN may not be assumed away.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
+ZERO, ONE, LN_2 = np.float32(0.0), np.float32(1.0), np.float32(np.log(2.0))
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def _forward(u, delta, A2, B, C, D, z, bias, use_softplus, has_z, h0, resets, y, entering, final, b, block):
-    T, N = u.shape[1], A2.shape[0]
+    T, num_blocks, N = u.shape[1], u.shape[2], A2.shape[0]
     keep = entering.shape[1] > 0
-    h, a2 = np.zeros((N, LANES), np.float32), np.zeros((N, LANES), np.float32)
-    delta_, x_, sum_ = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    h = np.empty((N, LANES), np.float32)
+    skip, shift = load(D, block * LANES), load(bias, block * LANES)
     for n in range(N):
         for i in range(LANES):
-            a2[n, i] = A2[n, block, i]
             h[n, i] = h0[b, block, i, n]
     for t in range(T):
         if keep and t % CHUNK == 0:
+            chunk = (b * entering.shape[1] + t // CHUNK) * N
             for n in range(N):
-                for i in range(LANES):
-                    entering[b, t // CHUNK, n, block, i] = h[n, i]
+                store(entering, ((chunk + n) * num_blocks + block) * LANES, load(h, n * LANES))
         if resets.shape[0] > 0 and resets[b, t]:
-            for n in range(N):
-                for i in range(LANES):
-                    h[n, i] = ZERO
-        for i in range(LANES):
-            delta_[i] = delta[b, t, block, i] + bias[block, i]
+            h[:] = ZERO
+        at = ((b * T + t) * num_blocks + block) * LANES
+        step = load(delta, at) + shift
         if use_softplus:
-            for i in range(LANES):
-                delta_[i] = softplus(delta_[i])
-        for i in range(LANES):
-            x_[i] = delta_[i] * u[b, t, block, i]
-            sum_[i] = D[block, i] * u[b, t, block, i]
+            step = softplus(step)
+        u_t = load(u, at)
+        x = step * u_t
+        total = skip * u_t
         for n in range(N):
-            B_n, C_n = B[b, t, n], C[b, t, n]
-            for i in range(LANES):
-                state = exp2(a2[n, i] * delta_[i]) * h[n, i] + x_[i] * B_n
-                h[n, i] = state
-                sum_[i] += state * C_n
+            decay = exp2(load(A2, (n * num_blocks + block) * LANES) * step)
+            state = decay * load(h, n * LANES) + x * B[b, t, n]
+            store(h, n * LANES, state)
+            total += state * C[b, t, n]
         if has_z:
-            for i in range(LANES):
-                gate = z[b, t, block, i]
-                y[b, t, block, i] = sum_[i] * gate * sigmoid(gate)
-        else:
-            for i in range(LANES):
-                y[b, t, block, i] = sum_[i]
+            gate = load(z, at)
+            total *= gate * sigmoid(gate)
+        store(y, at, total)
     for n in range(N):
         for i in range(LANES):
             final[b, block, i, n] = h[n, i]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def _backward(
     u, delta, A2, B, C, D, z, bias, use_softplus, has_z, resets, entering, dy, dfinal,
     du, ddelta, dA, dB, dC, dD, dz, dbias, dh0, b, group, blocks_of_group,
 ):  # fmt: skip
     """One sequence, one group of channel blocks: the group's blocks add to one dB and dC, so their sum has one order."""
-    T, N, num_blocks = u.shape[1], A2.shape[0], u.shape[2]
-    ln2 = ONE / LOG2_E
-    h = np.zeros((CHUNK + 1, N, LANES), np.float32)
-    decay = np.zeros((CHUNK, N, LANES), np.float32)
-    delta_, x_ = np.zeros((CHUNK, LANES), np.float32), np.zeros((CHUNK, LANES), np.float32)
-    dy_, slope = np.zeros((CHUNK, LANES), np.float32), np.ones((CHUNK, LANES), np.float32)
-    adjoint, a2 = np.zeros((N, LANES), np.float32), np.zeros((N, LANES), np.float32)
-    dA_chunk = np.zeros((N, LANES), np.float32)
-    dA_total = np.zeros((N, LANES), np.float64)
-    sum_, from_x, from_decay = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
-    dD_total, dbias_total = np.zeros(LANES, np.float64), np.zeros(LANES, np.float64)
+    T, num_blocks, N = u.shape[1], u.shape[2], A2.shape[0]
+    num_chunks = entering.shape[1]
+    h, decay = np.empty((CHUNK + 1, N, LANES), np.float32), np.empty((CHUNK, N, LANES), np.float32)
+    step_, slope_ = np.empty((CHUNK, LANES), np.float32), np.ones((CHUNK, LANES), np.float32)
+    x_, dy_ = np.empty((CHUNK, LANES), np.float32), np.empty((CHUNK, LANES), np.float32)
+    adjoint, dA_chunk = np.empty((N, LANES), np.float32), np.empty((N, LANES), np.float32)
+    rest = np.empty((2, LANES), np.float32)
+    dA_total, rest_total = np.empty((N, LANES), np.float64), np.empty((2, LANES), np.float64)
+    nothing = broadcast(ZERO)
     for block in range(group * blocks_of_group, min((group + 1) * blocks_of_group, num_blocks)):
-        dA_total[:], dD_total[:], dbias_total[:] = 0.0, 0.0, 0.0
+        skip, shift = load(D, block * LANES), load(bias, block * LANES)
+        dA_total[:], rest_total[:] = 0.0, 0.0
         for n in range(N):
             for i in range(LANES):
-                a2[n, i] = A2[n, block, i]
                 adjoint[n, i] = dfinal[b, block, i, n]
-        for chunk in range((T - 1) // CHUNK, -1, -1):
+        for chunk in range(num_chunks - 1, -1, -1):
             start = chunk * CHUNK
             length = min(CHUNK, T - start)
             for n in range(N):
-                for i in range(LANES):
-                    h[0, n, i] = entering[b, chunk, n, block, i]
+                store(h, n * LANES, load(entering, (((b * num_chunks + chunk) * N + n) * num_blocks + block) * LANES))
             for k in range(length):
                 t = start + k
-                for i in range(LANES):
-                    delta_[k, i] = delta[b, t, block, i] + bias[block, i]
+                at, row = ((b * T + t) * num_blocks + block) * LANES, k * LANES
+                step = load(delta, at) + shift
                 if use_softplus:
-                    for i in range(LANES):
-                        slope[k, i] = sigmoid(delta_[k, i])
-                        delta_[k, i] = softplus(delta_[k, i])
-                for i in range(LANES):
-                    x_[k, i] = delta_[k, i] * u[b, t, block, i]
-                    sum_[i] = D[block, i] * u[b, t, block, i]
-                kept = ONE
-                if resets.shape[0] > 0 and resets[b, t]:
-                    kept = ZERO
+                    store(slope_, row, sigmoid(step))
+                    step = softplus(step)
+                u_t = load(u, at)
+                x = step * u_t
+                total = skip * u_t
+                kept = ZERO if resets.shape[0] > 0 and resets[b, t] else ONE
                 for n in range(N):
-                    B_n, C_n = B[b, t, n], C[b, t, n]
-                    for i in range(LANES):
-                        a = exp2(a2[n, i] * delta_[k, i]) * kept
-                        state = a * h[k, n, i] + x_[k, i] * B_n
-                        decay[k, n, i] = a
-                        h[k + 1, n, i] = state
-                        sum_[i] += state * C_n
+                    a = exp2(load(A2, (n * num_blocks + block) * LANES) * step) * kept
+                    state = a * load(h, (k * N + n) * LANES) + x * B[b, t, n]
+                    store(decay, (k * N + n) * LANES, a)
+                    store(h, ((k + 1) * N + n) * LANES, state)
+                    total += state * C[b, t, n]
+                upstream = load(dy, at)
                 if has_z:
-                    for i in range(LANES):
-                        gate = z[b, t, block, i]
-                        s = sigmoid(gate)
-                        upstream = dy[b, t, block, i]
-                        dz[b, t, block, i] = upstream * sum_[i] * s * (ONE + gate * (ONE - s))
-                        dy_[k, i] = upstream * gate * s
-                else:
-                    for i in range(LANES):
-                        dy_[k, i] = dy[b, t, block, i]
-            dA_chunk[:] = ZERO
+                    gate = load(z, at)
+                    s = sigmoid(gate)
+                    store(dz, at, upstream * total * s * (ONE + gate * (ONE - s)))
+                    upstream *= gate * s
+                store(step_, row, step)
+                store(x_, row, x)
+                store(dy_, row, upstream)
+            dA_chunk[:], rest[:] = ZERO, ZERO
             for k in range(length - 1, -1, -1):
                 t = start + k
-                from_x[:], from_decay[:] = ZERO, ZERO
+                at, row = ((b * T + t) * num_blocks + block) * LANES, k * LANES
+                step, x, upstream = load(step_, row), load(x_, row), load(dy_, row)
+                from_x, from_decay = nothing, nothing
                 for n in range(N):
-                    B_n, C_n = B[b, t, n], C[b, t, n]
-                    dB_n, dC_n = ZERO, ZERO
-                    for i in range(LANES):
-                        g = adjoint[n, i] + C_n * dy_[k, i]
-                        dC_n += dy_[k, i] * h[k + 1, n, i]
-                        dB_n += g * x_[k, i]
-                        from_x[i] += g * B_n
-                        carried = g * decay[k, n, i]
-                        w = carried * h[k, n, i]
-                        from_decay[i] += w * a2[n, i]
-                        dA_chunk[n, i] += w * delta_[k, i]
-                        adjoint[n, i] = carried
-                    dB[b, group, t, n] += dB_n
-                    dC[b, group, t, n] += dC_n
-                for i in range(LANES):
-                    u_i = u[b, t, block, i]
-                    du[b, t, block, i] = delta_[k, i] * from_x[i] + D[block, i] * dy_[k, i]
-                    d = (u_i * from_x[i] + from_decay[i] * ln2) * slope[k, i]
-                    ddelta[b, t, block, i] = d
-                    dD_total[i] += dy_[k, i] * u_i
-                    dbias_total[i] += d
-            for n in range(N):
-                for i in range(LANES):
-                    dA_total[n, i] += dA_chunk[n, i]
+                    g = load(adjoint, n * LANES) + upstream * C[b, t, n]
+                    dC[b, group, t, n] += sum_lanes(upstream * load(h, ((k + 1) * N + n) * LANES))
+                    dB[b, group, t, n] += sum_lanes(g * x)
+                    from_x += g * B[b, t, n]
+                    carried = g * load(decay, (k * N + n) * LANES)
+                    store(adjoint, n * LANES, carried)
+                    w = carried * load(h, (k * N + n) * LANES)
+                    from_decay += w * load(A2, (n * num_blocks + block) * LANES)
+                    store(dA_chunk, n * LANES, load(dA_chunk, n * LANES) + w * step)
+                u_t = load(u, at)
+                store(du, at, step * from_x + skip * upstream)
+                d = (u_t * from_x + from_decay * LN_2) * load(slope_, row)
+                store(ddelta, at, d)
+                store(rest, 0, load(rest, 0) + upstream * u_t)
+                store(rest, LANES, load(rest, LANES) + d)
+            dA_total += dA_chunk
+            rest_total += rest
         for i in range(LANES):
-            dD[b, block, i] = dD_total[i]
-            dbias[b, block, i] = dbias_total[i]
+            dD[b, block, i] = rest_total[0, i]
+            dbias[b, block, i] = rest_total[1, i]
             for n in range(N):
                 dA[b, block, i, n] = dA_total[n, i]
                 dh0[b, block, i, n] = adjoint[n, i]
