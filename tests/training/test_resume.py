@@ -1,0 +1,223 @@
+"""Runs that are killed, interrupted and resumed equal the unbroken run: losses to the bit, weights by SHA-256."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from dna_mamba.errors import InputError
+from dna_mamba.training import checkpoint
+from dna_mamba.training.callbacks import newest_intact, read_metrics
+
+from tests.conftest import ROOT, dna_mamba
+
+STEPS = 24
+
+
+def arguments(fasta, out, *more):
+    # three stages of 1,024, 2,048 and 4,096 bases: 6, 6 and 12 steps
+    return [
+        *("pretrain", "--genome", fasta, "--model", "2x16", "--seq-len", "4096", "--steps", STEPS, "--seed", "7"),
+        *("--set", "training.bases_per_step=4096", "--set", "training.checkpoint_every_steps=2"),
+        *("--set", "training.validate_every_steps=5", "--set", "evaluation.markov_max_order=-1"),
+        *("--out", out, *more),
+    ]
+
+
+def losses(out):
+    return [(row["step"], row["train_loss"], row["valid_bits_per_base"]) for row in read_metrics(out / "metrics.csv")]
+
+
+def weights(out):
+    final = checkpoint.path_of_step(out / "checkpoints", STEPS)
+    best = hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((final / "model.safetensors").read_bytes()).hexdigest(), best
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(toy_fasta, tmp_path_factory, cache):
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    done = dna_mamba(*arguments(toy_fasta, out), DNA_MAMBA_CACHE=cache)
+    assert done.returncode == 0, done.stderr
+    assert [int(step) for step, _, _ in losses(out)] == list(range(1, STEPS + 1))
+    assert {row["window_bases"] for row in read_metrics(out / "metrics.csv")} == {"1024", "2048", "4096"}
+    return out
+
+
+def start(fasta, out, cache, *more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "dna_mamba.cli", *map(str, arguments(fasta, out, *more))],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DNA_MAMBA_CACHE": cache},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(out, step, process):
+    """Wait until a run has written the row of a step, or has ended."""
+    while process.poll() is None:
+        metrics = out / "metrics.csv"
+        newest = [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(out / "checkpoints")]
+        if newest and newest[-1] >= step:
+            return
+        if metrics.exists() and metrics.read_text().count("\n") > step:
+            return
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("num_workers, num_kills, seed", [(0, 1, 1), (2, 2, 2), (0, 3, 3)])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(toy_fasta, unbroken, tmp_path, cache, num_workers, num_kills, seed):
+    out = tmp_path / "run"
+    generator = random.Random(seed)
+    kill_steps = sorted(generator.sample(range(1, STEPS - 1), num_kills))
+    for i, step in enumerate(kill_steps):
+        process = start(toy_fasta, out, cache, "--num-workers", num_workers, *(["--resume"] if i else []))
+        wait_for_step(out, step, process)
+        time.sleep(generator.random() * 0.05)  # within a step, a validation or a save
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = dna_mamba(*arguments(toy_fasta, out, "--resume", "--num-workers", num_workers), DNA_MAMBA_CACHE=cache)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(unbroken)
+    assert weights(out) == weights(unbroken)
+
+
+def test_a_run_killed_during_a_save_goes_on(toy_fasta, unbroken, tmp_path, cache):
+    # the process kills itself between two files of the checkpoint after step 8
+    out = tmp_path / "run"
+    code = f"""
+import os, signal, sys
+from dna_mamba.training import checkpoint
+original = checkpoint.write_synced
+def killing(path, content):
+    if "step-00000008" in str(path) and path.name == "rng.safetensors":
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(path, content)
+checkpoint.write_synced = killing
+sys.argv = ["dna-mamba"] + {[str(a) for a in arguments(toy_fasta, out)]!r}
+from dna_mamba.cli import main
+main()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DNA_MAMBA_CACHE": cache}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert checkpoint.step_of(checkpoint.list_checkpoints(out / "checkpoints")[-1]) == 6
+    assert list((out / "checkpoints").glob(".step-00000008*"))
+    done = dna_mamba(*arguments(toy_fasta, out, "--resume"), DNA_MAMBA_CACHE=cache)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(unbroken) and weights(out) == weights(unbroken)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_at_the_next_step_and_says_how_to_go_on(toy_fasta, unbroken, tmp_path, cache, number, code):
+    out = tmp_path / "run"
+    process = start(toy_fasta, out, cache)
+    wait_for_step(out, 3, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == code, stderr
+    assert stderr.strip().splitlines()[-1].endswith(f"go on with --out {out} --resume")
+    saved = checkpoint.step_of(checkpoint.list_checkpoints(out / "checkpoints")[-1])
+    assert saved == int(losses(out)[-1][0]) < STEPS
+    done = dna_mamba("pretrain", "--out", out, "--resume", DNA_MAMBA_CACHE=cache)  # settings come from the run
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(unbroken) and weights(out) == weights(unbroken)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(toy_fasta, unbroken, tmp_path, cache):
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert dna_mamba(*arguments(toy_fasta, again, "--num-workers", 2), DNA_MAMBA_CACHE=cache).returncode == 0
+    assert losses(again) == losses(unbroken) and weights(again) == weights(unbroken)
+    assert dna_mamba(*arguments(toy_fasta, other, "--seed", 8), DNA_MAMBA_CACHE=cache).returncode in (0, 2)
+    assert not other.exists() or losses(other) != losses(unbroken)
+
+
+def test_a_resume_with_another_configuration_names_the_difference(toy_fasta, unbroken, cache):
+    done = dna_mamba("pretrain", "--out", unbroken, "--resume", "--set", "optimizer.peak_rate=0.5", DNA_MAMBA_CACHE=cache)
+    assert done.returncode == 2
+    assert "optimizer.peak_rate was 0.004 and is now 0.5" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _edit(path):
+    counters = json.loads(path.read_text())
+    path.write_text(json.dumps({**counters, "step": 3}))
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda c: _flip(c / "model.safetensors"), "model.safetensors does not match its SHA-256"),
+        (lambda c: _flip(c / "optimizer.safetensors"), "optimizer.safetensors does not match its SHA-256"),
+        (lambda c: os.truncate(c / "model.safetensors", 100), "model.safetensors has 100 bytes, expected"),
+        (lambda c: (c / "rng.safetensors").write_bytes(b""), "rng.safetensors has 0 bytes"),
+        (lambda c: _edit(c / "counters.json"), "counters.json"),
+        (lambda c: (c / "rng.safetensors").unlink(), "rng.safetensors cannot be read"),
+        (lambda c: (c / "checksums.json").write_text("{}"), "checksums.json lists \\[\\]"),
+        (lambda c: (c / "checksums.json").unlink(), "no readable checksums.json"),
+    ],
+    ids=["flip", "flip optimizer", "cut", "empty", "edit", "missing", "no sums", "no checksums"],
+)
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_offered(unbroken, tmp_path, damage, words):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(unbroken / "checkpoints", folder)
+    newest, before = checkpoint.list_checkpoints(folder)[-1], checkpoint.list_checkpoints(folder)[-2]
+    damage(newest)
+    with pytest.raises(InputError, match=words) as error:
+        newest_intact(folder)
+    assert newest.name in str(error.value) and f"--resume-from {before}" in str(error.value)
+
+
+def test_resume_from_goes_on_from_an_older_checkpoint(toy_fasta, unbroken, tmp_path, cache):
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    older = checkpoint.list_checkpoints(out / "checkpoints")[-2]
+    _flip(checkpoint.list_checkpoints(out / "checkpoints")[-1] / "model.safetensors")
+    refused = dna_mamba("pretrain", "--out", out, "--resume", DNA_MAMBA_CACHE=cache)
+    assert refused.returncode == 2 and str(older) in refused.stderr
+    done = dna_mamba("pretrain", "--out", out, "--resume-from", older, DNA_MAMBA_CACHE=cache)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(unbroken) and weights(out) == weights(unbroken)
+
+
+def test_a_checkpoint_of_another_configuration_or_a_pickle_is_refused(unbroken, tmp_path):
+    import torch
+    from dna_mamba.model.backbone import DnaMamba
+    from dna_mamba.model.checkpoints.native import copy_tensors
+    from dna_mamba.model.config import BackboneConfig
+
+    saved = checkpoint.load(checkpoint.list_checkpoints(unbroken / "checkpoints")[-1])
+    with pytest.raises(InputError, match="is \\(16, 16\\), expected \\(16, 32\\); it belongs to a model of another"):
+        copy_tensors(DnaMamba(BackboneConfig(pattern="MM", width=32)), saved.model, "x")
+    with pytest.raises(InputError, match="lacks the tensor 'backbone.layers.2"):
+        copy_tensors(DnaMamba(BackboneConfig(pattern="MMM", width=16)), saved.model, "x")
+    with pytest.raises(InputError, match="unexpected tensor 'backbone.layers.1"):
+        copy_tensors(DnaMamba(BackboneConfig(pattern="M", width=16)), saved.model, "x")
+    pickle = tmp_path / "step-00000001"
+    torch.save({"a": 1}, pickle)
+    with pytest.raises(InputError, match="pickled checkpoints are not read"):
+        checkpoint.load(pickle)
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(unbroken):
+    steps = {checkpoint.step_of(p) for p in checkpoint.list_checkpoints(unbroken / "checkpoints")}
+    best = json.loads((unbroken / "run.json").read_text())["best_step"]
+    assert {20, 22, 24} <= steps <= {20, 22, 24, best}
