@@ -67,6 +67,8 @@ class _HashingFile(io.RawIOBase):
     """A file that hashes and counts what is read from it."""
 
     def __init__(self, path: Path, on_read: Callable[[int], None]):
+        self._path = path
+        self._left = path.stat().st_size
         self._file = open(path, "rb")  # noqa: SIM115 - closed in close()
         self._on_read = on_read
         self.sha256 = _BackgroundHash()
@@ -76,6 +78,9 @@ class _HashingFile(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         count = self._file.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise InputError(f"{self._path} grows while it is read; build again when it is complete")
         self.sha256.update(bytes(buffer[:count]))
         self._on_read(count)
         return count
