@@ -24,8 +24,8 @@ app.command(bench_app)
 stderr = Console(stderr=True, soft_wrap=True)
 stdout = Console(soft_wrap=True)
 
-Many = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
+Many = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)]
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 def _progress_of_packing() -> tuple[Callable[[int, int], None], Any]:
@@ -216,7 +216,7 @@ def pretrain(
     precision: str | None = None,
     seed: int | None = None,
     config: Path | None = None,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="")] = (),
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="", show_default=False)] = (),
     out: Path | None = None,
     resume: Flag = False,
     resume_from: Path | None = None,
@@ -435,7 +435,7 @@ def scan(
     channels: int = 256,
     states: int = 16,
     repeats: int = 5,
-    with_: Annotated[tuple[str, ...], Parameter(name="--with", consume_multiple=True, negative="")] = (),
+    with_: Annotated[tuple[str, ...], Parameter(name="--with", consume_multiple=True, negative="", show_default=False)] = (),
     json: Flag = False,
 ) -> None:
     """Time the selective scan: every implementation on the same inputs, as ratios of one run, and its memory.

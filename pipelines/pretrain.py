@@ -1,5 +1,6 @@
 """FASTA in, a pretrained causal Mamba out."""
 
+import logging
 import signal
 import time
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dna_mamba.data.build import Progress, open_genome
@@ -23,7 +25,7 @@ from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
 from dna_mamba.data.vocabulary import BASE_BITS
 from dna_mamba.data.windows import plan_windows
-from dna_mamba.errors import InputError
+from dna_mamba.errors import InputError, StoppedError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import copy_tensors, from_pretrained, save_pretrained
 from dna_mamba.model.config import BackboneConfig
@@ -461,8 +463,13 @@ def _run_locked(
     )
     first_step = module.counters.step
     if first_step < len(steps):
-        _fit(config, out, module, PretrainingData(steps, first_step=first_step, num_workers=config.data.num_workers),
-             [recorder, *callbacks])  # fmt: skip
+        data = PretrainingData(steps, first_step=first_step, num_workers=config.data.num_workers)
+        try:
+            _fit(config, out, module, data, [recorder, *callbacks])
+        except StoppedError as error:
+            saved_paths = checkpoint.list_checkpoints(recorder.checkpoints)
+            good = f"the last good checkpoint is {saved_paths[-1]}" if saved_paths else "no checkpoint was saved before"
+            raise StoppedError(f"{error}; {good}") from error
     if recorder.received is not None and module.counters.step < len(steps):
         raise Interrupted(recorder.received, out, module.counters.step)
     seconds = time.monotonic() - started
@@ -472,10 +479,11 @@ def _run_locked(
 def _fit(
     config: PretrainConfig, out: Path, module: LanguageModel, data: PretrainingData, callbacks: list[L.Callback]
 ) -> None:
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # adverts, and devices that the plan has named already
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer = L.Trainer(
             accelerator="cpu" if config.device == "cpu" else "gpu",
             devices=1,

@@ -1,0 +1,143 @@
+"""One optimizer step: loss, groups, learning rate, and steps that are not finite."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dna_mamba.data.objectives import TokenPolicy
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.config import BackboneConfig
+from dna_mamba.training.language_model import LanguageModel
+from dna_mamba.training.optimizer import OptimizerConfig
+
+from tests.conftest import dna_mamba
+
+
+def make_module(piece_bases=10_000, policy=None, width=16):
+    torch.manual_seed(0)
+    model = DnaMamba(BackboneConfig(pattern="MM", width=width))
+    return LanguageModel(
+        model,
+        OptimizerConfig(),
+        policy or TokenPolicy(),
+        num_steps=10,
+        stage_lengths=[40],
+        contig_names=["c"],
+        piece_bases=piece_bases,
+    )
+
+
+def stored(seed=0):
+    return torch.randint(0, 5, (6, 40), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("piece_bases", [16, 50, 100, 10_000])
+def test_loss_is_the_sum_over_targets_by_their_number_however_the_step_is_cut(piece_bases):
+    module = make_module(piece_bases)
+    tokens = stored().long() + 7
+    logits = module.model(tokens[:, :-1])[0]
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=11)
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in module.model.named_parameters()}
+    module.zero_grad()
+    loss = module._accumulate(stored())
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name, parameter in module.model.named_parameters():
+        assert (parameter.grad - gradients[name]).norm() < 1e-5 * gradients[name].norm(), name
+
+
+def test_soft_masked_bases_count_by_their_weight():
+    module = make_module(policy=TokenPolicy(soft_mask_weight=0.1))
+    masked = stored()
+    masked[:, 20:] |= 8
+    tokens = (masked & 7).long() + 7
+    logits = module.model(tokens[:, :-1])[0]
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(6, 39)
+    weights = (tokens[:, 1:] < 11).float()
+    weights[:, 19:] *= 0.1
+    assert float(module._accumulate(masked)) == pytest.approx(float((losses * weights).sum() / weights.sum()), rel=1e-5)
+
+
+def test_weight_decay_spares_a_log_d_biases_norms_and_embeddings():
+    module = make_module()
+    names = {id(p): n for n, p in module.model.named_parameters()}
+    decayed, exempt = module.configure_optimizers().param_groups
+    assert decayed["weight_decay"] == 0.1 and exempt["weight_decay"] == 0.0
+    assert {names[id(p)].split("mixer.")[-1] for p in decayed["params"]} == {
+        "in_proj.weight",
+        "conv1d.weight",
+        "x_proj.weight",
+        "dt_proj.weight",
+        "out_proj.weight",
+    }
+    assert len(decayed["params"]) + len(exempt["params"]) == len(names)
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine():
+    config = OptimizerConfig(peak_rate=1.0, final_rate=0.1, warmup_share=0.1)
+    rates = [config.rate(step, 101) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
+    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize("name, value", [("peak_rate", math.nan), ("peak_rate", 0.0), ("gradient_clip", -1.0)])
+def test_a_bad_setting_is_refused(name, value):
+    with pytest.raises(InputError, match=name):
+        OptimizerConfig(**{name: value})
+
+
+def poisoned_run(toy_fasta, out, bad_steps, **environment):
+    """Run the command line with gradients that are NaN in some steps."""
+    import os
+    import subprocess
+    import sys
+
+    from tests.conftest import ROOT
+
+    arguments = ["pretrain", "--genome", str(toy_fasta), "--model", "1x16", "--seq-len", "128", "--steps", "12", "--out", str(out)]
+    arguments += ["--set", "training.bases_per_step=256", "training.checkpoint_every_steps=3", "evaluation.markov_max_order=-1"]
+    code = f"""
+import sys
+import torch
+from dna_mamba.training.language_model import LanguageModel
+original = LanguageModel._accumulate
+def poisoned(self, stored):
+    loss = original(self, stored)
+    if self.counters.step + 1 in {bad_steps!r}:
+        next(self.model.parameters()).grad.fill_(float("nan"))
+    return loss
+LanguageModel._accumulate = poisoned
+sys.argv = ["dna-mamba"] + {arguments!r}
+from dna_mamba.cli import main
+main()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(toy_fasta, tmp_path):
+    import json
+
+    from dna_mamba.training.callbacks import read_metrics
+
+    done = poisoned_run(toy_fasta, tmp_path / "run", {2, 3, 7})
+    assert done.returncode == 0, done.stderr
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [row["step"] for row in rows if row["skipped"] == "1"] == ["2", "3", "7"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped_steps"] == 3
+    assert "3 steps were skipped" in done.stdout
+
+
+def test_three_in_a_row_stop_the_run_with_step_windows_and_checkpoint(toy_fasta, tmp_path):
+    done = poisoned_run(toy_fasta, tmp_path / "run", {5, 6, 7})
+    assert done.returncode == 3
+    message = done.stderr.strip().splitlines()[-1]
+    assert "step 7" in message and "chr" in message and "the last good checkpoint is" in message and "step-00000006" in message, message
+
+
+def test_help_of_the_module_is_quiet(toy_fasta, tmp_path):
+    done = dna_mamba("pretrain", "--genome", toy_fasta, "--dry-run", "--seq-len", 256)
+    assert done.returncode == 0 and "12x128" in done.stdout and not (tmp_path / "runs").exists()

@@ -1,0 +1,116 @@
+"""Scores of held-out bases against the whole sequence at once and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from dna_mamba.data.build import build
+from dna_mamba.data.intervals import Interval
+from dna_mamba.data.objectives import TokenPolicy
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.config import BackboneConfig
+from dna_mamba.pipelines.evaluate import context_rows
+from dna_mamba.training.metrics import Score, acgt_losses, limit_bases, loss_by_position, score_regions
+
+from tests.conftest import random_letters
+
+
+@pytest.fixture(scope="module")
+def genome(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("metrics")
+    letters = random_letters(3000, 3)
+    letters = letters[:500] + "NNN" + letters[503:1000].lower() + letters[1000:]
+    (folder / "x.fa").write_text(f">c\n{letters}\n")
+    return build([folder / "x.fa"], folder / "x.dna")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = DnaMamba(BackboneConfig(pattern="MM", width=16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def losses_by_hand(model, genome, interval):
+    """Float64 log-softmax over the four letters, from logits of the whole interval at once."""
+    tokens = torch.from_numpy(genome.tokens(interval).astype(np.int64))
+    with torch.no_grad():
+        logits = model(tokens[None, :-1])[0][0, :, 7:11].double()
+    log_p = logits - torch.logsumexp(logits, -1, keepdim=True)
+    targets = tokens[1:]
+    known = targets < 11
+    losses = -log_p[torch.arange(len(targets)), torch.where(known, targets - 7, 0)]
+    return losses.numpy(), known.numpy()
+
+
+@pytest.mark.parametrize("chunk", [1, 17, 1000, 5000])
+def test_a_region_in_chunks_with_carried_state_equals_the_whole(model, genome, chunk):
+    interval = Interval("c", 0, 1200) if chunk > 1 else Interval("c", 450, 560)
+    losses, known = losses_by_hand(model, genome, interval)
+    scores = score_regions(model, genome, [interval], TokenPolicy(), chunk=chunk)
+    assert scores.total.num_bases == known.sum()
+    assert scores.total.nats == pytest.approx(losses[known].sum(), rel=1e-5)
+    assert scores.num_n == 3
+
+
+def test_strata_add_up(model, genome):
+    interval = Interval("c", 0, 1200)
+    losses, known = losses_by_hand(model, genome, interval)
+    scores = score_regions(model, genome, [interval], TokenPolicy())
+    masked = np.zeros(1199, bool)
+    masked[502:999] = True  # target t is base t + 1
+    assert scores.soft_masked.num_bases == 497
+    assert scores.soft_masked.nats == pytest.approx(losses[masked & known].sum(), rel=1e-5)
+    assert scores.upper_case.num_bases == 1199 - 3 - 497
+    assert scores.after_n.num_bases == 2  # the first target, whose predecessor is not seen as known, and the one after NNN
+
+
+def test_a_start_token_makes_the_first_base_a_target(model, genome):
+    scores = score_regions(model, genome, [Interval("c", 0, 100)], TokenPolicy(start_token=True), chunk=30)
+    assert scores.total.num_bases == 100
+
+
+@pytest.mark.parametrize("batch_bases", [16, 64, 10_000])
+def test_loss_by_position_equals_windows_one_by_one(model, genome, batch_bases):
+    nats, counts = loss_by_position(
+        model, genome, [Interval("c", 450, 700)], TokenPolicy(), window_bases=64, batch_bases=batch_bases
+    )
+    expected, known = np.zeros(64), np.zeros(64)
+    for start in (450, 514, 578):
+        losses, is_known = losses_by_hand(model, genome, Interval("c", start, start + 64))
+        expected[1:] += losses * is_known
+        known[1:] += is_known
+    assert counts.tolist() == known.tolist()
+    np.testing.assert_allclose(nats, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_context_is_pooled_by_doubling():
+    rows = context_rows(np.arange(10.0), np.ones(10, np.int64))
+    assert [(r.first, r.last, r.score.num_bases, r.score.nats) for r in rows] == [
+        (1, 1, 1, 1.0),
+        (2, 3, 2, 5.0),
+        (4, 7, 4, 22.0),
+        (8, 9, 2, 17.0),
+    ]
+
+
+def test_a_uniform_model_has_two_bits_and_perplexity_four():
+    losses = acgt_losses(torch.zeros(1, 3, 16), torch.tensor([[7, 10, 11]]))
+    assert losses[0].tolist() == pytest.approx([math.log(4), math.log(4), 0.0])
+    score = Score(num_bases=2, nats=2 * math.log(4))
+    assert score.bits_per_base == pytest.approx(2.0) and score.perplexity == pytest.approx(4.0)
+
+
+def test_scores_over_other_tokens_do_not_count():
+    logits = torch.zeros(1, 1, 16)
+    logits[..., 11:] = 50.0  # a model sure of N says nothing about which base it would be
+    assert acgt_losses(logits, torch.tensor([[8]])).item() == pytest.approx(math.log(4))
+
+
+def test_limits_take_the_same_share_of_each_region():
+    limited = limit_bases([Interval("a", 0, 100), Interval("b", 50, 350)], 200)
+    assert limited == [Interval("a", 0, 50), Interval("b", 50, 200)]
