@@ -1,5 +1,7 @@
 """The command line: one short function a command. Heavy imports stay inside the commands, so that --help is quick."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +83,6 @@ def build(
         Read U as T; otherwise U becomes N.
     overwrite
         Replace a store that exists.
-
     """
     from dna_mamba.data.build import build as build_store
 
@@ -102,7 +103,6 @@ def verify(store: Path, /) -> None:
     ----------
     store
         The genome store.
-
     """
     from dna_mamba.data.genome import GenomeStore
 
@@ -114,7 +114,7 @@ def verify(store: Path, /) -> None:
 
 @genome_app.command
 def show(genome: Path, region: str, /, *, reverse_complement: Flag = False) -> None:
-    """Print the bases of a region as FASTA. An indexed FASTA (.fai beside it) is read in place, anything else as a store.
+    """Print the bases of a region as FASTA. A plain FASTA with its .fai is read in place, anything else as a store.
 
     Parameters
     ----------
@@ -124,14 +124,13 @@ def show(genome: Path, region: str, /, *, reverse_complement: Flag = False) -> N
         CONTIG:START-END, 1-based with both ends included, as in samtools.
     reverse_complement
         Print the other strand.
-
     """
-    from dna_mamba.data.build import fetch_indexed, open_genome
+    from dna_mamba.data.build import can_fetch_indexed, fetch_indexed, open_genome
     from dna_mamba.data.intervals import Interval, parse_region
 
     interval = parse_region(region)
     interval = Interval(interval.contig, interval.start, interval.end, "-" if reverse_complement else "+")
-    if genome.is_file() and Path(f"{genome}.fai").exists():
+    if can_fetch_indexed(genome):
         bases = fetch_indexed(genome, interval)
     else:
         update, progress = _progress_of_packing()
@@ -175,7 +174,6 @@ def audit(
         Largest share of N in a window.
     json
         Print JSON.
-
     """
     from dna_mamba.pipelines import audit as pipeline
 
@@ -216,7 +214,9 @@ def pretrain(
     precision: str | None = None,
     seed: int | None = None,
     config: Path | None = None,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="", show_default=False)] = (),
+    set_: Annotated[
+        tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="", show_default=False)
+    ] = (),
     out: Path | None = None,
     resume: Flag = False,
     resume_from: Path | None = None,
@@ -279,11 +279,16 @@ def pretrain(
         Check everything, print what would run, and stop.
     json
         Print the results as JSON.
-
     """
     from dna_mamba.pipelines.pretrain_settings import settings
 
     resume = resume or resume_from is not None
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
+    if resume and preset is not None:
+        raise InputError("--preset has no effect on a run that is resumed; leave it out")
+    if out is not None and str(out) in ("", "."):
+        raise InputError("--out needs the name of a directory for the run, such as runs/first")
     flags = {
         "data": {"genome": genome, "split": split, "valid": valid or None, "test": test or None,
                  "window_rule": window_rule, "max_n": max_n, "num_workers": num_workers},
@@ -380,7 +385,6 @@ def evaluate(
         Write results.json, context.csv and context.png into this new directory.
     json
         Print the results as JSON.
-
     """
     from dna_mamba.pipelines import evaluate as pipeline
     from dna_mamba.pipelines import reports
@@ -411,7 +415,6 @@ def doctor(*, json: Flag = False) -> None:
     ----------
     json
         Print JSON.
-
     """
     from dna_mamba.pipelines import doctor as pipeline
 
@@ -435,7 +438,9 @@ def scan(
     channels: int = 256,
     states: int = 16,
     repeats: int = 5,
-    with_: Annotated[tuple[str, ...], Parameter(name="--with", consume_multiple=True, negative="", show_default=False)] = (),
+    with_: Annotated[
+        tuple[str, ...], Parameter(name="--with", consume_multiple=True, negative="", show_default=False)
+    ] = (),
     json: Flag = False,
 ) -> None:
     """Time the selective scan: every implementation on the same inputs, as ratios of one run, and its memory.
@@ -459,7 +464,6 @@ def scan(
         at 1,048,576 positions).
     json
         Print JSON.
-
     """
     from dna_mamba.pipelines import benchmark as pipeline
     from dna_mamba.pipelines import reports
@@ -483,7 +487,6 @@ def bench_genome(*, megabases: int = 32, json: Flag = False) -> None:
         Size of the genome that is made up for it.
     json
         Print JSON.
-
     """
     from dna_mamba.pipelines import benchmark as pipeline
     from dna_mamba.pipelines import reports
@@ -492,10 +495,24 @@ def bench_genome(*, megabases: int = 32, json: Flag = False) -> None:
     _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
 
 
+class _TerminatedError(BaseException):
+    """SIGTERM came while no run was there to save; raised so that what is half-written is cleared away."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise _TerminatedError
+
+
 def main() -> None:
     """Run a command; turn errors into one line and an exit code: 2 the user's input, 3 our checks, 130 and 143 signals."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, head for instance, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _TerminatedError:
+        _fail("terminated", 143)
     except CycloptsError as error:
         _fail(" ".join(str(error).split()) + " See dna-mamba --help.", 2)
     except InputError as error:

@@ -18,7 +18,6 @@ def choose(implementation: str, tensor: torch.Tensor) -> str:
 
     Raises:
         ValueError: The name is unknown, or what it names cannot take this tensor.
-
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")

@@ -23,22 +23,37 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [getattr(key, "value", None) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{where} is no valid YAML: {' '.join(str(error).split())[:200]}") from error
+
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a configuration file.
 
     Raises:
         InputError: It is missing, too large, no YAML, or no mapping of sections.
-
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than 1 MiB; that is no configuration")
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a regular file; expected a YAML file")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if len(text) > MAX_BYTES:
+        raise InputError(f"{path} is larger than 1 MiB; that is no configuration")
+    values = _parse(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -74,10 +89,7 @@ def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
                 raise InputError(f"--set {text!r}: {section!r} was set to a value before")
-        try:
-            target[key] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {text!r}: the value is no valid YAML") from error
+        target[key] = _parse(value, f"--set {text[:60]!r}: the value")
     return result
 
 
@@ -95,7 +107,6 @@ def read_config(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
     Raises:
         InputError: A key is unknown (the nearest is named), or a value has the wrong type or is refused.
-
     """
     return typing.cast(T, _read(kind, values, "", where))
 

@@ -39,6 +39,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.window_bases < 2 or self.max_bases < 2:
             raise InputError("--window and --max-bases must be at least 2 bases")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"device {self.device!r} is unknown; choose auto, cpu or cuda")
+        if self.regions and (self.split_file is not None or self.valid or self.test):
+            raise InputError("--region scores these regions alone; leave out --split-file, --valid and --test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +81,16 @@ def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
     if not record.exists():
         return model, None
     try:
-        return model, json.loads(record.read_text())
-    except ValueError as error:
-        raise InputError(f"{record} cannot be read: {error}") from error
+        values = json.loads(record.read_text())
+        (
+            values["genome"]["store"],
+            values["genome"]["sources"],
+            values["genome"]["bases_sha256"],
+            values["split"]["test"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{record} is no record of a run ({error}); move it away and name --genome") from error
+    return model, values
 
 
 def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: Any, warn: Any) -> GenomeStore:
@@ -142,10 +153,9 @@ def run(
 
     Raises:
         InputError: Model, genome, split or regions are at fault, or `out` exists.
-
     """
-    if config.out is not None and config.out.exists():
-        raise InputError(f"--out {config.out} exists; choose another")
+    if config.out is not None:
+        _check_out(config.out)
     path, record = find_model(config.model)
     model, policy_values = from_pretrained(path)
     policy = read_config(TokenPolicy, policy_values, str(path / "config.json"))
@@ -177,6 +187,17 @@ def run(
     if config.out is not None:
         _write(result, config.out)
     return result
+
+
+def _check_out(out: Path) -> None:
+    """Raise an InputError unless a directory can be made here: before the work, not after it."""
+    try:
+        if out.exists():
+            raise InputError(f"--out {out} exists; choose another")
+        out.mkdir(parents=True)
+        out.rmdir()
+    except OSError as error:
+        raise InputError(f"--out {str(out)[:80]!r} cannot be made: {error.strerror}; choose another") from error
 
 
 def _write(result: EvaluateResult, out: Path) -> None:

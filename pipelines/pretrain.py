@@ -19,13 +19,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from dna_mamba.data.build import Progress, open_genome
 from dna_mamba.data.datamodule import PretrainingData, TrainingSteps
 from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.intervals import Interval
 from dna_mamba.data.length_warmup import Stage, lengths, plan_stages
-from dna_mamba.data.markov import STRENGTHS, MarkovModels
+from dna_mamba.data.markov import MAX_ORDER, STRENGTHS, MarkovModels
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
 from dna_mamba.data.vocabulary import BASE_BITS
-from dna_mamba.data.windows import plan_windows
-from dna_mamba.errors import InputError, StoppedError
+from dna_mamba.data.windows import RULES, check_length, plan_windows
+from dna_mamba.errors import InputError, StoppedError, nearest
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import copy_tensors, from_pretrained, save_pretrained
 from dna_mamba.model.config import BackboneConfig
@@ -57,6 +58,15 @@ class DataConfig:
     num_workers: int = 0
     policy: TokenPolicy = field(default_factory=TokenPolicy)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_n <= 1:
+            raise InputError(f"data: max_n {self.max_n} must lie between 0 and 1")
+        if not 0 <= self.num_workers <= 1024:
+            raise InputError(f"data: num_workers {self.num_workers} must lie between 0 and 1024")
+        if self.window_rule not in RULES:
+            near = nearest(self.window_rule, RULES)
+            raise InputError(f"data: window rule {self.window_rule!r} is unknown{near}; choose {', '.join(RULES)}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
@@ -78,11 +88,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         lengths(self.length_warmup, self.seq_len)
-        for name in ("bases_per_step", "base_budget", "checkpoint_every_steps", "validate_every_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"training: {name} {getattr(self, name)} must be at least 1")
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"training: steps {self.steps} must be at least 1")
+        for name in ("bases_per_step", "base_budget", "checkpoint_every_steps", "validate_every_steps", "steps"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 2**50:
+                raise InputError(f"training: {name} {value} must lie between 1 and 2^50")
         if self.keep_checkpoints < 2 or self.piece_bases < 16:
             raise InputError("training: keep_checkpoints must be at least 2 and piece_bases at least 16")
 
@@ -107,6 +116,14 @@ class EvaluationConfig:
     """At most so many in the final table."""
     markov_max_order: int = 12
     """Largest order of the Markov models in the final table; -1 leaves them out."""
+
+    def __post_init__(self) -> None:
+        if min(self.valid_bases, self.test_bases) < 2:
+            raise InputError("evaluation: valid_bases and test_bases must be at least 2")
+        if not -1 <= self.markov_max_order <= MAX_ORDER:
+            raise InputError(
+                f"evaluation: markov_max_order {self.markov_max_order} must lie between -1 and {MAX_ORDER}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,9 +237,23 @@ def load_split(genome: GenomeStore, data: DataConfig) -> Split:
     """Make the split that the configuration asks for.
 
     Raises:
-        InputError: It cannot be made, or asks for a BED and regions at once.
-
+        InputError: It cannot be made, asks for a BED and regions at once, or has a part without a base to score.
     """
+    split = _make_split(genome, data)
+    for name in ("valid", "test"):
+        part = split.part(name)
+        if part and not any(_has_target(genome, interval) for interval in part):
+            raise InputError(f"the {name} part has no base to score: A, C, G or T with a base before it; hold out more")
+    return split
+
+
+def _has_target(genome: GenomeStore, interval: Interval) -> bool:
+    num_targets = len(interval) - 1
+    starts, ends = np.array([interval.start + 1]), np.array([interval.end])
+    return num_targets > 0 and int(genome.count_n(interval.contig, starts, ends)[0]) < num_targets
+
+
+def _make_split(genome: GenomeStore, data: DataConfig) -> Split:
     if data.split is not None:
         if data.valid or data.test:
             raise InputError("--split and --valid or --test exclude each other; put all parts into the BED")
@@ -252,6 +283,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
 
 def _plan(config: PretrainConfig, genome: GenomeStore, split: Split) -> tuple[Plan, TrainingSteps]:
     training = config.training
+    check_length(genome, split, training.seq_len)
     stages = plan_stages(training.length_warmup, training.seq_len, training.num_steps)
     windows = tuple(
         plan_windows(genome, split, stage.window_bases, rule=config.data.window_rule, max_n=config.data.max_n)
@@ -354,7 +386,6 @@ def run(
         InputError: Something in the configuration, the data or the run directory is at fault.
         StoppedError: Three steps in a row were not finite.
         Interrupted: SIGINT or SIGTERM came; the run is saved.
-
     """
     config = resolve(config)
     resume = resume or resume_from is not None
@@ -577,7 +608,6 @@ def markov_table(
 
     Returns:
         A row an order, the best plain order and the best interpolated order, both chosen on validation.
-
     """
     both = config.data.policy.reverse_complement > 0
     models = MarkovModels.fit(genome, split.train, both_strands=both, max_order=config.evaluation.markov_max_order)

@@ -38,31 +38,35 @@ def settings(
 
     Raises:
         InputError: A name is unknown, a value is refused, or options contradict each other.
-
     """
     given = _given(flags)
-    changes = load_yaml(file) if file is not None else {}
-    origin = str(file) if file is not None else "flags"
-    changes = override(changes, given)
     if model is not None:
         if pattern is not None:
-            raise InputError(
-                "--model and --pattern both say which layers there are; give one (--set model.width=... sets the width)"
-            )
+            raise InputError("--model and --pattern both say which layers there are; give one of them")
         letters, width = parse_size(model)
-        changes = override(changes, {"model": {"pattern": letters, "width": width}})
+        given = override(given, {"model": {"pattern": letters, "width": width}})
     if pattern is not None:
-        changes = override(changes, {"model": {"pattern": pattern}})
-    assigned = parse_assignments(assignments)
-    changes = override(changes, assigned)
+        given = override(given, {"model": {"pattern": pattern}})
+    layers = [
+        (str(file), load_yaml(file) if file is not None else {}),
+        ("the options", given),
+        ("--set", parse_assignments(assignments)),
+    ]
     if run is not None:
         path = run / "config.yaml"
         if not path.exists():
             raise InputError(f"--resume: {run} holds no run to go on with (no config.yaml in it)")
-        base: dict[str, Any] = load_yaml(path)
+        values: dict[str, Any] = load_yaml(path)
+        config = read_config(PretrainConfig, values, str(path))
     else:
-        base = asdict(preset(preset_name or _default_preset(changes)))
-    return read_config(PretrainConfig, override(base, changes), origin)
+        together = override(override(layers[0][1], layers[1][1]), layers[2][1])
+        config = preset(_default_preset(together) if preset_name is None else preset_name)
+        values = asdict(config)
+    for origin, changes in layers:
+        if changes:
+            values = override(values, changes)
+            config = read_config(PretrainConfig, values, origin)
+    return config
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:

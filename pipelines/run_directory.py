@@ -19,6 +19,20 @@ from dna_mamba.errors import InputError
 PACKAGES = ("dna-mamba", "torch", "lightning", "numpy", "numba", "safetensors", "triton")
 
 
+WRITTEN = {
+    *("config.yaml", "run.json", "run.lock", "metrics.csv", "results.json", "loss.png"),
+    *("checkpoints", "model", "tensorboard"),
+}
+"""Names of all that stands in a run directory; one with anything else is never overwritten."""
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / "run.json").read_text())["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return (path / "config.yaml").exists() and not (path / "run.json").exists()
+
+
 def next_free(command: str) -> Path:
     """Name the first of runs/<command>-001, -002, ... that does not exist."""
     number = 1
@@ -32,18 +46,25 @@ def prepare(path: Path, *, resume: bool, overwrite: bool) -> FileLock:
 
     Raises:
         InputError: It exists and neither resume nor overwrite was asked for, it is in use, or it cannot be made.
-
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--out {path} is a file; choose a directory")
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--out {path} is a file; choose a directory")
+    except OSError as error:
+        raise InputError(f"--out {str(path)[:80]!r} cannot be used: {error.strerror}; choose another") from error
     filled = path.is_dir() and any(entry.name != "run.lock" for entry in path.iterdir())
     if filled and not (resume or overwrite):
         raise InputError(
             f"--out {path} exists; pass --resume to go on with it, --overwrite to replace it, or choose another"
         )
-    if filled and overwrite and not resume and not (path / "config.yaml").exists():
+    if (
+        filled
+        and overwrite
+        and not resume
+        and ({entry.name for entry in path.iterdir()} - WRITTEN or not _is_run(path))
+    ):
         raise InputError(
-            f"--out {path} exists and is no run (no config.yaml in it), so it is not overwritten; choose another"
+            f"--out {path} exists and is no run, or holds other files, so it is not overwritten; choose another"
         )
     if resume and not (path / "config.yaml").exists():
         raise InputError(f"--resume: {path} holds no run to go on with (no config.yaml in it)")

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "pipelines": {"kernels", "data", "model", "training", "pipelines", "errors"},
 }
 OUTSIDE = {
-    "kernels": {"torch", "numpy", "numba", "triton"},
+    "kernels": {"torch", "numpy", "numba", "llvmlite", "triton"},
     "dna_mamba/model": {"torch", "numpy", "safetensors"},
     "dna_mamba/training": {"torch", "numpy", "safetensors", "lightning", "rich"},
 }

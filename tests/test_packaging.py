@@ -24,7 +24,11 @@ def test_kernels_is_no_regular_package():
 
 
 def files_on_disk():
-    for folder, prefix in ((ROOT / "dna_mamba", "dna_mamba"), (ROOT / "kernels", "dna_mamba/kernels"), (ROOT / "pipelines", "dna_mamba/pipelines")):
+    for folder, prefix in (
+        (ROOT / "dna_mamba", "dna_mamba"),
+        (ROOT / "kernels", "dna_mamba/kernels"),
+        (ROOT / "pipelines", "dna_mamba/pipelines"),
+    ):
         for path in folder.rglob("*"):
             inside = path.relative_to(folder)
             if path.is_dir() or "__pycache__" in path.parts or inside.parts[0] in ("kernels", "pipelines"):
@@ -35,7 +39,9 @@ def files_on_disk():
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    ).stdout
     names = [name for name in listed.decode().split("\0") if name and os.path.lexists(ROOT / name)]
     subprocess.run(["tar", "cf", source / "x.tar", *names], cwd=ROOT, check=True)
     subprocess.run(["tar", "xf", "x.tar"], cwd=source, check=True)
@@ -65,7 +71,11 @@ def test_the_installed_wheel_runs_outside_the_checkout(wheel, tmp_path):
     ).stdout
     assert printed.split() == [str(site / "dna_mamba" / "__init__.py"), "True"]
     listed = subprocess.run(
-        [sys.executable, "-m", "dna_mamba.cli", "genome", "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "dna_mamba.cli", "genome", "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert listed.returncode == 0 and "build" in listed.stdout
 

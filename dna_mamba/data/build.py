@@ -11,10 +11,11 @@ import io
 import os
 import re
 import shutil
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,10 @@ class _Packer:
         self.file.write(array.data)
         return None
 
+    @property
+    def has_bases(self) -> bool:
+        return bool(self._counts[7])
+
     def finish(self, where: str) -> None:
         length = int(self._counts[7])
         if length == 0:
@@ -200,9 +205,17 @@ def _pack_fasta(path: Path, stream: io.BufferedIOBase, packer: _Packer) -> None:
     header: bytes | None = None  # what has been read of a header line, if we are in one
     in_record = False
     line_start = True
+    header_at = 0
+
+    def finish() -> None:
+        packer.finish(str(path) if packer.has_bases else f"{path}, line {_line_of(path, header_at)}")
 
     def begin(line: bytes, at: int) -> None:
-        text = line.rstrip(b"\r").decode("utf-8", "replace")
+        text = line.removesuffix(b"\r").decode("utf-8", "replace")
+        if "\r" in text:
+            raise InputError(
+                f"{path}, line {_line_of(path, at)}: a line ends with CR alone; end lines with LF or CR LF"
+            )
         name = text.split(maxsplit=1)[0] if text and not text[0].isspace() else ""
         acceptable = name and name not in packer.names and name.isascii() and name.isprintable()
         packer.start(name, str(path) if acceptable else f"{path}, line {_line_of(path, at)}")
@@ -232,8 +245,8 @@ def _pack_fasta(path: Path, stream: io.BufferedIOBase, packer: _Packer) -> None:
                 continue
             if line_start and data[here : here + 1] == b">":
                 if in_record:
-                    packer.finish(str(path))
-                header = b""
+                    finish()  # names the header of the record that ends here
+                header, header_at = b"", position + here
                 here += 1
                 continue
             # the search for one byte is fast; "\n>" alone would halt at every line end
@@ -241,8 +254,8 @@ def _pack_fasta(path: Path, stream: io.BufferedIOBase, packer: _Packer) -> None:
             end = following + 1 if following >= 0 else len(data)
             segment = data[here:end]
             if not in_record:
-                if segment.strip(b"\r\n"):
-                    raise InputError(_no_header(path, segment.lstrip(b"\r\n")))
+                if segment.replace(b"\r\n", b"").strip(b"\n"):
+                    raise InputError(_no_header(path, segment.lstrip(b"\n")))
             else:
                 bad = packer.add(segment)
                 if bad is None and b"\r" in segment and segment.count(b"\r") != segment.count(b"\r\n"):
@@ -263,7 +276,7 @@ def _pack_fasta(path: Path, stream: io.BufferedIOBase, packer: _Packer) -> None:
         in_record = True
     if not in_record:
         raise InputError(f"{path} is empty; expected a FASTA file, '>NAME' and lines of bases")
-    packer.finish(str(path))
+    finish()
 
 
 def _check_first_bytes(path: Path, data: bytes) -> None:
@@ -284,11 +297,13 @@ def _no_header(path: Path, segment: bytes) -> str:
 
 
 def _pack_genbank(path: Path, packer: _Packer) -> None:
-    from Bio import SeqIO
+    from Bio import BiopythonParserWarning, SeqIO
 
     try:
-        with _text(path) as raw, io.TextIOWrapper(raw, encoding="ascii") as text:  # type: ignore[type-var]
+        _check_genbank_end(path)
+        with warnings.catch_warnings(), _text(path) as raw, io.TextIOWrapper(raw, encoding="ascii") as text:  # type: ignore[type-var]
             found = False
+            warnings.simplefilter("error", BiopythonParserWarning)  # a length other than the LOCUS line's, say
             for record in SeqIO.parse(text, "genbank"):
                 found = True
                 packer.start(str(record.id), str(path))
@@ -307,6 +322,15 @@ def _pack_genbank(path: Path, packer: _Packer) -> None:
         raise InputError(f"{path} holds no GenBank record")
 
 
+def _check_genbank_end(path: Path) -> None:
+    last = b""
+    with _text(path) as stream:
+        while chunk := stream.read(CHUNK):
+            last = (last + chunk)[-64:]
+    if last.split()[-1:] != [b"//"]:
+        raise InputError(f"{path} is cut: it does not end with '//' as GenBank records do; copy or download it again")
+
+
 def _first_bytes(path: Path) -> bytes:
     with _text(path) as stream:
         return stream.read(5)
@@ -317,6 +341,8 @@ def _pack(path: Path, packer: _Packer, on_read: Callable[[int], None]) -> Source
     if before.st_size == 0:
         raise InputError(f"{path} is empty; expected a FASTA file, '>NAME' and lines of bases")
     try:
+        if _is_gzip(path):
+            _check_bgzf_end(path)
         genbank = _first_bytes(path) == b"LOCUS"
         if genbank:
             _pack_genbank(path, packer)
@@ -325,10 +351,7 @@ def _pack(path: Path, packer: _Packer, on_read: Callable[[int], None]) -> Source
         else:
             with _HashingFile(path, on_read) as raw:
                 buffered = io.BufferedReader(raw, CHUNK)
-                zipped = _is_gzip(path)
-                if zipped:
-                    _check_bgzf_end(path)
-                stream = gzip.GzipFile(fileobj=buffered) if zipped else buffered
+                stream = gzip.GzipFile(fileobj=buffered) if _is_gzip(path) else buffered
                 _pack_fasta(path, stream, packer)
                 sha256 = raw.sha256.hexdigest()
     except EOFError as error:
@@ -384,7 +407,11 @@ def _readable_errors(out: Path) -> Iterator[None]:
 
 def check_source(path: Path) -> None:
     """Raise an InputError unless the path is a file that can be read."""
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise InputError(f"cannot look at {str(path)[:80]!r}: {error.strerror}") from error
+    if not exists:
         raise InputError(f"{path} does not exist; expected a FASTA or GenBank file")
     if path.is_dir():
         raise InputError(f"{path} is a directory; expected a FASTA or GenBank file")
@@ -418,13 +445,14 @@ def build(
     Raises:
         InputError: A file is missing, malformed or cut (file, line and value named), `out` exists, another process
             is building it, or the disk is full. Nothing is left behind.
-
     """
     for path in sources:
         check_source(path)
     if not sources:
         raise InputError("no source file given; expected one or more FASTA or GenBank files")
+    out = out.resolve()  # a link to a store is followed, so that the store is replaced and not the link
     with _readable_errors(out):
+        missing = [parent for parent in out.parents if not parent.exists()]
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out.parent / f".{out.name}.lock")
         try:
@@ -436,11 +464,28 @@ def build(
                 if wait:
                     return GenomeStore.open(out)
                 raise InputError(f"{out} exists; pass --overwrite to replace it or choose another --out")
-            if out.exists() and not (out / "manifest.json").exists():
-                raise InputError(f"{out} exists and is no genome store, so it is not overwritten; choose another --out")
+            if out.exists():
+                _check_replaceable(out, sources)
             return _build_locked(sources, out, rna, on_progress, warn)
         finally:
+            if not out.exists():  # another process that waits for this lock makes the file again
+                Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
+            if not out.exists():
+                for parent in missing:
+                    with suppress(OSError):
+                        parent.rmdir()
+
+
+def _check_replaceable(out: Path, sources: Sequence[Path]) -> None:
+    """Raise an InputError unless a directory holds a genome store, however damaged, and nothing else."""
+    manifest = out / "manifest.json"
+    ours = out.is_dir() and manifest.is_file() and b'"bases_sha256"' in manifest.read_bytes()
+    if not ours or {entry.name for entry in out.iterdir()} - {"manifest.json", "bases.u8"}:
+        raise InputError(f"{out} exists and is no genome store, so it is not overwritten; choose another --out")
+    for source in sources:
+        if source.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{source} lies in {out}, which is to be replaced; move it or choose another --out")
 
 
 def _build_locked(
@@ -505,7 +550,6 @@ def open_genome(
 
     Raises:
         InputError: The path is neither, or a store's source file has changed since.
-
     """
     if path.is_dir():
         store = GenomeStore.open(path)
@@ -514,7 +558,7 @@ def open_genome(
     check_source(path)
     state = path.stat()
     identity = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{file_sha256(path)}"
-    name = f"{path.name.split('.')[0]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.dna"
+    name = f"{path.name.split('.')[0][:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.dna"
     out = cache_directory() / name
     if out.exists():
         try:
@@ -524,17 +568,47 @@ def open_genome(
     return build([path], out, wait=True, on_progress=on_progress, warn=warn)
 
 
+def can_fetch_indexed(path: Path) -> bool:
+    """Say whether a FASTA is plain text with an index beside it, which pyfaidx reads without writing anything."""
+    return path.is_file() and Path(f"{path}.fai").is_file() and not _is_gzip(path)
+
+
+def _check_index(path: Path, index: Path, contig: str) -> None:
+    """Compare a contig's row in a .fai with the file: its header right before the offset, a header or the end after it."""
+    for line in index.read_text("utf-8", "replace").splitlines():
+        name, *numbers = line.split("\t")
+        if name != contig:
+            continue
+        try:
+            length, offset, bases, width = map(int, numbers[:4])
+            whole, rest = divmod(length, bases)
+        except (ValueError, ZeroDivisionError):
+            break
+        with open(path, "rb") as file:
+            file.seek(max(0, offset - len(contig) - 4096))
+            before = file.read(min(offset, len(contig) + 4096))
+            file.seek(offset + whole * width + rest)
+            after = file.read(3).lstrip(b"\r\n")
+        header = before.rstrip(b"\r\n").rpartition(b">")[2].split()
+        if before.endswith(b"\n") and header[:1] == [contig.encode()] and after[:1] in (b"", b">"):
+            return
+        break
+    else:
+        return  # an unknown contig is named by the caller
+    raise InputError(f"{index} does not describe {path} as it is now; make it again with samtools faidx, or remove it")
+
+
 def fetch_indexed(path: Path, interval: Interval) -> str:
     """Read an interval of an indexed FASTA with pyfaidx, without a store; upper case, its strand honoured.
 
     Raises:
         InputError: The index does not describe the file as it is now, the contig is unknown, or the stretch lies outside.
-
     """
     import pyfaidx
 
     contig, start, end = interval.contig, interval.start, interval.end
     index = Path(f"{path}.fai")
+    _check_index(path, index, contig)
     if index.stat().st_mtime_ns < path.stat().st_mtime_ns:
         raise InputError(f"{index} is older than {path}; make it again with samtools faidx, or remove it")
     try:

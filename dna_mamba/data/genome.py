@@ -90,7 +90,6 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         InputError: There is none, it is of another format version, or it was changed after it was written.
-
     """
     file = path / "manifest.json"
     rebuild = "build the store again with dna-mamba genome build"
@@ -100,7 +99,7 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(
             f"{path} is no genome store: it has no manifest.json; dna-mamba genome build makes one"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({error}); {rebuild}") from error
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         version = content.get("format_version") if isinstance(content, dict) else None
@@ -147,7 +146,6 @@ class GenomeStore:
 
         Raises:
             InputError: The directory is no store, or it is damaged.
-
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -224,7 +222,6 @@ class GenomeStore:
 
         Raises:
             InputError: The contig is unknown or the interval reaches outside it.
-
         """
         return letters_of_store(self._stored_stranded(interval, pad))
 
@@ -257,7 +254,6 @@ class GenomeStore:
 
         Raises:
             InputError: A window reaches outside its contig.
-
         """
         numbers = contigs if isinstance(contigs, np.ndarray) else self.contig_numbers(contigs)
         starts = np.asarray(starts, np.int64)

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Interval:
         return f"{self.contig}:{self.start + 1}-{self.end}{strand}"
 
 
-_REGION = re.compile(r"(?P<contig>.+?):(?P<start>[\d,]+)-(?P<end>[\d,]+)")
+_REGION = re.compile(r"(?P<contig>.+?):(?P<start>\d[\d,]{0,18})-(?P<end>\d[\d,]{0,18})")
 
 
 def parse_region(text: str) -> Interval:
@@ -49,29 +50,30 @@ def parse_region(text: str) -> Interval:
     return Interval(match["contig"], start - 1, end)
 
 
-def read_bed(path: Path) -> list[tuple[Interval, list[str]]]:
-    """Read a BED file, plain or gzipped, into intervals and their columns from the fourth on.
+def read_bed(path: Path) -> list[tuple[int, Interval, list[str]]]:
+    """Read a BED file, plain or gzipped, into line numbers, intervals and their columns from the fourth on.
 
     Lines that are blank or start with '#', 'track' or 'browser' are passed over. Column 6 is the strand where it is
     '+' or '-'.
 
     Raises:
         InputError: A line is no BED line; the message names file and line.
-
     """
     rows = []
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a regular file; expected a BED file")
         with open(path, "rb") as raw:
             opener = gzip.open if raw.read(2) == b"\x1f\x8b" else open
         with opener(path, "rt", encoding="utf-8", newline=None) as lines:
             for number, line in enumerate(lines, 1):
                 line = line.rstrip("\n")
-                if not line.strip() or line.startswith(("#", "track", "browser")):
+                if not line.strip() or line.startswith("#") or line.split(maxsplit=1)[0] in ("track", "browser"):
                     continue
-                rows.append(_parse_bed_line(line, f"{path}, line {number}"))
+                rows.append((number, *_parse_bed_line(line, f"{path}, line {number}")))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text; a BED file has lines of CONTIG, START, END separated by tabs") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not rows:
         raise InputError(f"{path} holds no interval; expected lines of CONTIG, START, END separated by tabs")
@@ -85,7 +87,8 @@ def _parse_bed_line(line: str, where: str) -> tuple[Interval, list[str]]:
             f"{where}: {line[:60]!r} has {len(columns)} column(s); expected CONTIG, START, END separated by tabs"
         )
     contig, start, end = columns[:3]
-    if not (start.isdecimal() and end.isdecimal()):
+    if not (start.isdecimal() and end.isdecimal()) or max(len(start), len(end)) > 18:
+        start, end = start[:40], end[:40]
         raise InputError(f"{where}: START {start!r} and END {end!r} must be whole numbers, 0-based, end excluded")
     if int(start) >= int(end):
         raise InputError(f"{where}: START {start} is not below END {end}; BED is 0-based with the end excluded")

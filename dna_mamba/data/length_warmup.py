@@ -7,6 +7,7 @@ from dna_mamba.errors import InputError, nearest
 
 SHORTEST = 1024
 """Length of the first stage; that of the Mamba paper (appendix E.3.2)."""
+LONGEST = 2**40
 SCHEDULES = ("mamba", "hyenadna", "none")
 
 
@@ -30,6 +31,8 @@ def lengths(schedule: str, seq_len: int) -> list[int]:
         )
     if seq_len < 2:
         raise InputError(f"seq-len {seq_len} is too short; a window needs at least 2 bases to have a target")
+    if seq_len > LONGEST:
+        raise InputError(f"seq-len {seq_len:,} is longer than any chromosome; take at most {LONGEST:,}")
     result, length = [], {"mamba": SHORTEST, "hyenadna": 64, "none": seq_len}[schedule]
     while length < seq_len:
         result.append(length)

@@ -57,11 +57,10 @@ def split_from_bed(genome: GenomeStore, path: Path) -> Split:
     Raises:
         InputError: A line is malformed, lies outside the genome or has another split, a part is empty, or two parts
             share bases.
-
     """
     parts: dict[str, list[Interval]] = {"train": [], "valid": [], "test": []}
-    for row, (interval, columns) in enumerate(read_bed(path), 1):
-        where = f"{path}, interval {row}"
+    for line, interval, columns in read_bed(path):
+        where = f"{path}, line {line}"
         name = SPLIT_NAMES.get(columns[0].lower()) if columns else None
         if name is None:
             given = repr(columns[0]) if columns else "missing"
@@ -86,7 +85,8 @@ def split_from_regions(genome: GenomeStore, valid: Sequence[str], test: Sequence
     def read(texts: Sequence[str], option: str) -> list[Interval]:
         intervals = []
         for text in texts:
-            interval = Interval(text, 0, genome.contigs[text].length) if text in genome.contigs else parse_region(text)
+            whole = text in genome.contigs or ":" not in text
+            interval = Interval(text, 0, genome.contig(text).length) if whole else parse_region(text)
             _check(genome, interval, f"{option} {text}")
             intervals.append(interval)
         return merge(intervals)

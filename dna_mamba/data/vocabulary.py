@@ -41,7 +41,6 @@ def tokens_of(text: str) -> np.ndarray:
 
     Raises:
         ValueError: A character is not an IUPAC letter of DNA.
-
     """
     stored = np.frombuffer(text.encode("ascii", "replace").translate(FASTA_TABLE), np.uint8)
     if stored.size and stored.max() == INVALID:

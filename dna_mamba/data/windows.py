@@ -30,9 +30,22 @@ class Windows:
         return int(self.starts.size)
 
 
-def _candidates(rule: str, train: Sequence[Interval], length: int) -> list[tuple[str, np.ndarray]]:
-    """Give first bases by contig, before any is shifted or dropped; they may lie outside what is allowed."""
+def check_length(genome: GenomeStore, split: Split, length: int) -> None:
+    """Raise an InputError if no window of this length fits between the held-out parts, saying what would."""
+    if length < 2:
+        raise InputError(f"seq-len {length} is too short; a window needs at least 2 bases to have a target")
+    longest = max(split.allowed(genome), key=len)
+    if len(longest) < length:
+        raise InputError(
+            f"no window of {length:,} bases fits: the longest stretch outside validation and test is "
+            f"{longest} with {len(longest):,} bases; take --seq-len {len(longest)} or less, or hold out less"
+        )
+
+
+def _candidates(rule: str, train: Sequence[Interval], length: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Give by contig the first bases of windows, before any is shifted or dropped, and of the intervals they are for."""
     by_contig: dict[str, list[np.ndarray]] = {}
+    anchors: dict[str, list[np.ndarray]] = {}
     regions = merge(train) if rule == "tile" else train
     for interval in regions:
         if rule == "tile" or (rule == "mamba" and length <= len(interval)):
@@ -47,7 +60,8 @@ def _candidates(rule: str, train: Sequence[Interval], length: int) -> list[tuple
         else:
             starts = np.array([interval.start - (length - len(interval)) // 2])
         by_contig.setdefault(interval.contig, []).append(starts)
-    return [(contig, np.concatenate(starts)) for contig, starts in by_contig.items()]
+        anchors.setdefault(interval.contig, []).append(np.full(starts.size, interval.start))
+    return [(name, np.concatenate(starts), np.concatenate(anchors[name])) for name, starts in by_contig.items()]
 
 
 def plan_windows(genome: GenomeStore, split: Split, length: int, *, rule: str = "mamba", max_n: float = 0.5) -> Windows:
@@ -68,32 +82,29 @@ def plan_windows(genome: GenomeStore, split: Split, length: int, *, rule: str = 
 
     Raises:
         InputError: No window is left.
-
     """
     if rule not in RULES:
         raise InputError(f"window rule {rule!r} is unknown{nearest(rule, RULES)}; choose {', '.join(RULES)}")
-    if length < 2:
-        raise InputError(f"seq-len {length} is too short; a window needs at least 2 bases to have a target")
+    check_length(genome, split, length)
     room: dict[str, list[Interval]] = {}
     for interval in split.allowed(genome):
         room.setdefault(interval.contig, []).append(interval)
     numbers, all_starts = [], []
     num_no_room = num_too_many_n = 0
-    for contig, starts in _candidates(rule, split.train, length):
+    for contig, starts, anchors in _candidates(rule, split.train, length):
         kept = []
         for space in room.get(contig, []):
-            # a window belongs to the space that holds its interval's bases: its middle lies there, or nearest to it
-            middle = starts + length // 2
-            inside = (middle >= space.start) & (middle < space.end)
-            inside |= (starts < space.end) & (starts + length > space.start) & ~_middle_in_any(middle, room[contig])
+            # a window is shifted within the space that holds the interval it was made for
+            inside = (anchors >= space.start) & (anchors < space.end)
             if len(space) >= length:
                 kept.append(np.clip(starts[inside], space.start, space.end - length))
         found = np.unique(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
         num_no_room += int(np.unique(starts).size - found.size) if found.size < np.unique(starts).size else 0
         share_n = genome.count_n(contig, found, found + length) / length
-        # the first base of a window is no target, so a window may be all N but for it
-        first_known = genome.count_n(contig, found + 1, found + length) < length - 1
-        good = (share_n <= max_n) & first_known
+        # the first base that is read has no predecessor and is no target; read from the other strand, it is the last
+        has_target = genome.count_n(contig, found + 1, found + length) < length - 1
+        has_target &= genome.count_n(contig, found, found + length - 1) < length - 1
+        good = (share_n <= max_n) & has_target
         num_too_many_n += int(np.count_nonzero(~good))
         all_starts.append(found[good])
         numbers.append(np.full(int(good.sum()), genome.contig_numbers([contig])[0]))
@@ -105,36 +116,23 @@ def plan_windows(genome: GenomeStore, split: Split, length: int, *, rule: str = 
         num_no_room=num_no_room,
     )
     if len(windows) == 0:
-        raise InputError(_nothing_left(windows, room, max_n))
-    return windows
-
-
-def _middle_in_any(middle: np.ndarray, spaces: Sequence[Interval]) -> np.ndarray:
-    inside = np.zeros(middle.shape, bool)
-    for space in spaces:
-        inside |= (middle >= space.start) & (middle < space.end)
-    return inside
-
-
-def _nothing_left(windows: Windows, room: dict[str, list[Interval]], max_n: float) -> str:
-    longest = max((space for spaces in room.values() for space in spaces), key=len)
-    if len(longest) < windows.length:
-        return (
-            f"no window of {windows.length:,} bases fits: the longest stretch outside validation and test is "
-            f"{longest} with {len(longest):,} bases; take --seq-len {len(longest)} or less, or hold out less"
+        raise InputError(
+            f"no window of {length:,} bases is left: {num_too_many_n:,} have more than {max_n:.0%} N (--max-n) or no base "
+            f"to predict, and {num_no_room:,} do not fit between the held-out parts; take a shorter --seq-len"
         )
-    return (
-        f"no window of {windows.length:,} bases is left: {windows.num_too_many_n:,} have more than {max_n:.0%} N "
-        f"(--max-n) and {windows.num_no_room:,} do not fit between the held-out parts; take a shorter --seq-len"
-    )
+    return windows
 
 
 def order_of_epoch(seed: int, stage: int, epoch: int, num_windows: int) -> np.ndarray:
     """Permute the windows; depends on the arguments alone."""
-    return np.random.Generator(np.random.Philox(key=[seed, (stage << 32) + epoch])).permutation(num_windows)
+    return _generator(seed, stage, epoch, 0).permutation(num_windows)
 
 
 def flips_of_epoch(seed: int, stage: int, epoch: int, num_windows: int, share: float) -> np.ndarray:
     """Say which windows of an epoch are read from the other strand; depends on the arguments alone."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, (1 << 63) + (stage << 32) + epoch]))
-    return generator.random(num_windows) < share
+    return _generator(seed, stage, epoch, 1).random(num_windows) < share
+
+
+def _generator(seed: int, stage: int, epoch: int, purpose: int) -> np.random.Generator:
+    # SeedSequence takes integers of any size; a key given as a list of large ones would pass through float64
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stage, epoch, purpose])))

@@ -95,7 +95,6 @@ class DnaMamba(nn.Module):
 
         Returns:
             logits_BTV in float32 (the tied head runs outside autocast) and the state after the last base.
-
         """
         x_BTD, new_state = self.backbone(tokens_BT, state)
         with torch.autocast(x_BTD.device.type, enabled=False):

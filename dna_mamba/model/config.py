@@ -7,6 +7,7 @@ from dna_mamba.errors import InputError
 from dna_mamba.model.mixers.mamba import MambaConfig
 
 LETTERS = "M"
+MAX_WIDTH, MAX_LAYERS = 65_536, 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,10 +23,15 @@ class BackboneConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.vocabulary_size < 12:
+        if not 1 <= self.width <= MAX_WIDTH or not 12 <= self.vocabulary_size <= MAX_WIDTH:
             raise InputError(
-                f"width {self.width} must be at least 1 and vocabulary_size {self.vocabulary_size} at least 12"
+                f"width {self.width} must lie between 1 and {MAX_WIDTH:,}, "
+                f"vocabulary_size {self.vocabulary_size} between 12 and {MAX_WIDTH:,}"
             )
+        if len(self.pattern) > MAX_LAYERS:
+            raise InputError(f"the pattern has {len(self.pattern):,} layers; take at most {MAX_LAYERS:,}")
+        if not 0 < self.norm_eps < 1:
+            raise InputError(f"norm_eps {self.norm_eps} must lie between 0 and 1")
         self.layers()  # a typo fails here, not an hour into the run
 
     def layers(self) -> list[MambaConfig]:
@@ -44,7 +50,7 @@ class BackboneConfig:
 
 def parse_size(text: str) -> tuple[str, int]:
     """Read blocks x width, such as '12x128', into a pattern of Mamba layers and a width."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,4})", text.strip().lower())
     if match is None:
         raise InputError(f"model {text!r} is not blocks x width, such as 4x64, 12x128 or 16x256")
     return "M" * int(match[1]), int(match[2])

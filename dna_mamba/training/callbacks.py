@@ -197,7 +197,6 @@ def newest_intact(folder: Path) -> checkpoint.Checkpoint | None:
 
     Raises:
         InputError: It is damaged; the message names the newest one that is intact.
-
     """
     paths = checkpoint.list_checkpoints(folder)
     if not paths:

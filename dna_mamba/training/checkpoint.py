@@ -62,7 +62,6 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
 
     Raises:
         InputError: The disk is full or may not be written.
-
     """
     files = {f"{name}.safetensors": save_safetensors(getattr(checkpoint, name)) for name in TENSOR_FILES}
     files["counters.json"] = json.dumps(checkpoint.counters, indent=1, allow_nan=True).encode()
@@ -115,7 +114,6 @@ def verify(path: Path) -> dict[str, bytes]:
 
     Raises:
         InputError: A file is missing, cut or changed; the message names it.
-
     """
     if not path.is_dir():
         raise InputError(

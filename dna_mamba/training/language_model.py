@@ -91,7 +91,6 @@ class LanguageModel(L.LightningModule):
 
         Raises:
             StoppedError: Three steps in a row had a loss or gradient that is not finite.
-
         """
         stored_BT, places_B3 = batch
         optimizer = self.optimizers(use_pl_optimizer=False)

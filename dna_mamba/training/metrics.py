@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Score:
     @property
     def bits_per_base(self) -> float:
         """Mean surprise in bits; 2 is what a uniform guess among A, C, G and T has."""
-        return self.nats / max(self.num_bases, 1) / math.log(2)
+        return self.nats / self.num_bases / math.log(2) if self.num_bases else math.nan
 
     @property
     def perplexity(self) -> float:
@@ -57,7 +57,6 @@ def stream_losses(
     Yields:
         For each stretch of positions, in order and the first position left out (it has no predecessor; with a start
         token it has one): store bytes (uint8) and losses in nats (float32, zero where the base is not A, C, G or T).
-
     """
     device = model.lm_head.weight.device
     state = None
@@ -104,7 +103,8 @@ def score_regions(
     sums = np.zeros((3, 2))
     num_n = 0
     for interval in intervals:
-        last_known = False
+        first = genome.stored(interval.contig, interval.start, interval.start + 1)[0]
+        last_known = policy.start_token or (first & BASE_BITS) <= STORE_T
         for stored, losses in stream_losses(model, genome, interval, policy, chunk=chunk):
             known = (stored & BASE_BITS) <= STORE_T
             masked = (stored & SOFT_MASK) != 0
@@ -137,11 +137,11 @@ def loss_by_position(
 
     Returns:
         Nats and number of known bases at positions 0 to window_bases - 1 (position = bases of left context; position
-        0 has no predecessor and stays empty).
-
+        0 stays empty unless a start token precedes it).
     """
     device = model.lm_head.weight.device
     nats, counts = np.zeros(window_bases), np.zeros(window_bases, np.int64)
+    first_target = 0 if policy.start_token else 1
     places = [
         (interval.contig, start)
         for interval in intervals
@@ -155,19 +155,16 @@ def loss_by_position(
     for first in range(0, len(places), per_batch):
         some = places[first : first + per_batch]
         stored = genome.stored_batch([c for c, _ in some], np.array([s for _, s in some]), window_bases)
+        # a start token, as in training, but no end token: a base is what is scored
+        tokens_BT, _ = tokens_and_weights(torch.from_numpy(stored).to(device), replace(policy, end_token=False))
         state = None
-        for start in range(0, window_bases, batch_bases):
-            # the piece's bases and the one after it, which its last position predicts
-            piece = torch.from_numpy(stored[:, start : start + batch_bases + 1]).to(device)
-            tokens_BT, _ = tokens_and_weights(piece, TokenPolicy())
-            if tokens_BT.shape[1] < 2:
-                continue
-            logits_BTV, state = model(tokens_BT[:, :-1], state)
-            losses_BT = acgt_losses(logits_BTV, tokens_BT[:, 1:]).double().cpu().numpy()
-            known_BT = (stored[:, start + 1 : start + batch_bases + 1] & BASE_BITS) <= STORE_T
-            positions = slice(start + 1, start + 1 + losses_BT.shape[1])
+        for start in range(0, tokens_BT.shape[1] - 1, batch_bases):
+            end = min(start + batch_bases, tokens_BT.shape[1] - 1)
+            logits_BTV, state = model(tokens_BT[:, start:end], state)
+            losses_BT = acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1]).double().cpu().numpy()
+            positions = slice(start + first_target, end + first_target)
             nats[positions] += losses_BT.sum(0)
-            counts[positions] += known_BT.sum(0)
+            counts[positions] += ((stored[:, positions] & BASE_BITS) <= STORE_T).sum(0)
         if on_bases:
             on_bases(stored.size)
     return nats, counts
@@ -178,4 +175,4 @@ def limit_bases(intervals: Sequence[Interval], most: int) -> list[Interval]:
     total = sum(map(len, intervals))
     if total <= most:
         return list(intervals)
-    return [Interval(i.contig, i.start, i.start + max(2, len(i) * most // total)) for i in intervals]
+    return [Interval(i.contig, i.start, min(i.end, i.start + max(2, len(i) * most // total))) for i in intervals]

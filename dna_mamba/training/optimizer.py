@@ -28,6 +28,10 @@ class OptimizerConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"optimizer: {name} {value} must be a positive number")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer: betas {list(self.betas)} must lie in [0, 1)")
+        if not math.isfinite(self.weight_decay):
+            raise InputError(f"optimizer: weight_decay {self.weight_decay} must be a finite number")
         if not 0 <= self.warmup_share < 1 or not self.weight_decay >= 0:
             raise InputError(
                 f"optimizer: warmup_share {self.warmup_share} must be in [0, 1), "

@@ -38,7 +38,6 @@ def backward_in_pieces(
         weights_BT: Weight of each position as a target; the first is no target.
         divisor: Usually the sum of the target weights of the whole optimizer step.
         piece_bases: Positions of a sequence computed at once; gradients do not depend on it (up to rounding).
-
     """
     T = tokens_BT.shape[1]
     # piece i holds the predecessors start to end - 1, and predicts start + 1 to end

@@ -37,7 +37,6 @@ def causal_conv1d(
 
     Raises:
         ValueError: Shapes disagree, the activation is unknown, or the implementation cannot take these tensors.
-
     """
     if activation not in (None, "silu"):
         raise ValueError(f"activation {activation!r} is unknown; choose 'silu' or None")
@@ -71,7 +70,7 @@ def causal_conv1d(
     y_BTD = run(x_BPD, weight_DK, bias_D, activation == "silu", valid_BTK)
     if not return_final_state:
         return y_BTD
-    final_BKD = x_BPD[:, T:]
+    final_BKD = x_BPD[:, T:].clone()  # a view would keep the whole piece in memory for as long as its last bases
     if same_BP is not None:
         final_BKD = final_BKD * same_BP[:, T:, None]
     return y_BTD, final_BKD

@@ -15,7 +15,6 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
     Returns:
         losses_BT, float32 (float64 for float64 logits).
-
     """
     precision = torch.promote_types(logits_BTV.dtype, torch.float32)
     losses = F.cross_entropy(logits_BTV.to(precision).flatten(0, 1), targets_BT.long().flatten(), reduction="none")

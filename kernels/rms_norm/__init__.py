@@ -16,7 +16,6 @@ def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float = 1e-5) -> Tensor:
     Returns:
         Tensor of x's shape and dtype.
     Source: Zhang and Sennrich 2019 (arXiv 1910.07467), equation 4.
-
     """
     precision = torch.promote_types(x_BTD.dtype, torch.float32)
     return F.rms_norm(x_BTD.to(precision), weight_D.shape, weight_D.to(precision), eps).to(x_BTD.dtype)

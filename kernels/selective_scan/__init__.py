@@ -51,7 +51,6 @@ def selective_scan(
     Raises:
         ValueError: Shapes disagree, or the implementation cannot take these tensors.
     Source: Gu and Dao 2023 (arXiv 2312.00752), equations 2a and 2b with the discretisation of section 3.3.
-
     """
     check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx)

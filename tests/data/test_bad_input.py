@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from Bio import bgzf
+
 from dna_mamba.data.build import CHUNK, build
 from dna_mamba.data.intervals import Interval, parse_region, read_bed
 from dna_mamba.errors import InputError
@@ -54,6 +55,8 @@ FASTA = {
     "byte-order mark": (b"\xef\xbb\xbf>a\nACGT\n", "starts with a byte-order mark"),
     "CR only": (b">a\rACGT\r", "CR alone"),
     "CR only in sequence": (b">a\nACGT\rACGT\r", "CR alone"),
+    "CR inside a header": (b">a\rACGTACGT\nACGT\n>b\nAC\n", "line 1: a line ends with CR alone"),
+    "CR CR LF": (b">a\r\r\nACGT\n", "line 1: a line ends with CR alone"),
     "FASTQ": (b"@r\nACGT\n+\nIIII\n", "starts with '@' as FASTQ does"),
     "binary": (bytes(range(256)), "no header"),
     "late in a large file": (GOOD * 1 + b"AC!\n", "line 3, record 'a': found '!'"),
@@ -61,7 +64,10 @@ FASTA = {
     "bgzip cut at a block": (bgzip(GOOD)[:-28], "the block that ends every bgzip file is missing"),
     "bgzip cut in a block": (bgzip(GOOD)[:-60], "is cut"),
     "bgzip with a flipped bit": (flip(bgzip(GOOD), 300), "is damaged: gzip says"),
-    "gzip with a flipped bit": (flip(gzip.compress(os.urandom(40).hex().encode() * 9), 60), "is damaged: gzip says|no header"),
+    "gzip with a flipped bit": (
+        flip(gzip.compress(os.urandom(40).hex().encode() * 9), 60),
+        "is damaged: gzip says|no header",
+    ),
     "gzip with rubbish": (b"\x1f\x8b" + b"x" * 50, "is damaged"),
 }
 
@@ -142,6 +148,50 @@ def test_a_store_is_replaced_only_on_request_and_nothing_else_ever(write, tmp_pa
         build([source], tmp_path / "thesis", overwrite=True)
 
 
+def test_a_folder_with_a_manifest_of_something_else_is_never_replaced(write, tmp_path):
+    source = write("x.fa", b">a\nACGT\n")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="is no genome store"):
+        build([source], tmp_path / "app", overwrite=True)
+    store = build([source], tmp_path / "x.dna")
+    (store.path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="is no genome store, so it is not overwritten"):
+        build([source], tmp_path / "x.dna", overwrite=True)
+    assert (store.path / "notes.txt").exists()
+
+
+def test_a_link_to_a_store_is_followed(write, tmp_path):
+    source = write("x.fa", b">a\nACGT\n")
+    build([source], tmp_path / "x.dna")
+    (tmp_path / "link.dna").symlink_to(tmp_path / "x.dna")
+    source.write_bytes(b">b\nGG\n")
+    build([source], tmp_path / "link.dna", overwrite=True)
+    assert (tmp_path / "link.dna").is_symlink() and list(build_names(tmp_path / "x.dna")) == ["b"]
+
+
+def build_names(path):
+    from dna_mamba.data.genome import GenomeStore
+
+    return GenomeStore.open(path).contigs
+
+
+@pytest.mark.parametrize("words", ["is cut", "no readable GenBank"])
+def test_a_cut_genbank_file_is_refused(tmp_path, words):
+    from Bio import SeqIO
+    from Bio.Seq import Seq
+    from Bio.SeqRecord import SeqRecord
+
+    path = tmp_path / "x.gbk"
+    record = SeqRecord(Seq("ACGTTGCANN" * 6), id="NC_1.1", name="NC_1", annotations={"molecule_type": "DNA"})
+    SeqIO.write([record], path, "genbank")
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    path.write_text(text[:-4] if words == "is cut" else "".join(lines[:-2]) + "//\n")
+    with pytest.raises(InputError, match=words):
+        build([path], tmp_path / "x.dna")
+
+
 def test_a_failed_replacement_leaves_the_old_store(write, tmp_path):
     source = write("x.fa", b">a\nACGT\n")
     build([source], tmp_path / "x.dna")
@@ -183,9 +233,13 @@ def test_a_full_disk_is_said_and_leaves_nothing(write, tmp_path):
     # a file size limit in a child process stands in where no small file system can be mounted
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = os.geteuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=100k", "none", str(folder)], capture_output=True, check=False
-    ).returncode == 0
+    mounted = (
+        os.geteuid() == 0
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=100k", "none", str(folder)], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
     if not mounted:
         pytest.skip("needs the right to mount a small tmpfs")
     try:
@@ -237,7 +291,8 @@ def test_a_malformed_bed_is_refused(write, content, words):
 
 def test_bed_columns_and_strand(write):
     path = write("x.bed", b"track x\r\nchr1\t0\t10\tname\t0\t-\r\nchr2\t5\t6\ttrain\n")
-    (first, columns), (second, more) = read_bed(path)
+    (_, first, columns), (line, second, more) = read_bed(path)
+    assert line == 3
     assert first == Interval("chr1", 0, 10, "-") and columns == ["name", "0", "-"]
     assert second == Interval("chr2", 5, 6) and more == ["train"]
 

@@ -270,6 +270,12 @@ def test_single_fetches_from_an_indexed_fasta_refuse_a_stale_index(toy_fasta, tm
     (tmp_path / "x.fa.fai").touch()  # newer, yet wrong
     with pytest.raises(InputError, match="does not describe"):
         fetch_indexed(source, Interval("chrA", 0, 60))
+    source.write_text(text)
+    index = (tmp_path / "x.fa.fai").read_text()
+    offset = index.split("\t")[2]
+    (tmp_path / "x.fa.fai").write_text(index.replace(f"\t{offset}\t", f"\t{int(offset) + 1}\t", 1))
+    with pytest.raises(InputError, match="does not describe"):  # shifted by one base: plausible letters, wrong place
+        fetch_indexed(source, Interval("chrA", 0, 60))
 
 
 def test_tables_of_tokens_and_complements():

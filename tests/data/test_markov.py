@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.markov import STRENGTHS, MarkovModels
-
 from tests.conftest import random_letters
 
 

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from dna_mamba.data.build import build
 from dna_mamba.data.datamodule import PretrainingData, TrainingSteps
 from dna_mamba.data.intervals import Interval, merge, shared_bases, subtract
@@ -10,11 +13,8 @@ from dna_mamba.data.length_warmup import Stage, lengths, plan_stages, stage_of_s
 from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
 from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
 from dna_mamba.data.vocabulary import reverse_complement_tokens
-from dna_mamba.data.windows import plan_windows
+from dna_mamba.data.windows import flips_of_epoch, order_of_epoch, plan_windows
 from dna_mamba.errors import InputError
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from tests.conftest import random_letters
 
 
@@ -90,10 +90,15 @@ def test_mamba_rule_tiles_short_windows_and_ends_long_ones_with_the_interval(gen
     split = Split(train=(Interval("c2", 0, 4000),), valid=(Interval("c2", 9000, 10_000),), test=())
     tiles = plan_windows(genome, split, 1000)
     assert tiles.starts.tolist() == [0, 1000, 2000, 3000]
-    both = plan_windows(genome, split, 6000)  # one starts with the interval, one would end with it and is shifted to fit
+    both = plan_windows(
+        genome, split, 6000
+    )  # one starts with the interval, one would end with it and is shifted to fit
     assert both.starts.tolist() == [0]
     split = Split(train=(Interval("c2", 4000, 8000),), valid=(Interval("c2", 9000, 10_000),), test=())
-    assert plan_windows(genome, split, 6000).starts.tolist() == [2000, 3000]  # ends at 8000; start 4000 shifted to end at 9000
+    assert plan_windows(genome, split, 6000).starts.tolist() == [
+        2000,
+        3000,
+    ]  # ends at 8000; start 4000 shifted to end at 9000
 
 
 def test_hyenadna_rule_takes_the_first_bases_or_extends_both_ways(genome):
@@ -149,7 +154,9 @@ def test_no_window_ever_reaches_into_held_out_bases_or_past_its_contig(genome, t
 
 
 def test_a_window_longer_than_what_there_is_says_what_would_fit(genome):
-    with pytest.raises(InputError, match=r"no window of 27,000 bases fits: .* c1:1-26100 with 26,100 bases; take --seq-len 26100"):
+    with pytest.raises(
+        InputError, match=r"no window of 27,000 bases fits: .* c1:1-26100 with 26,100 bases; take --seq-len 26100"
+    ):
         plan_windows(genome, default_split(genome), 27_000)
 
 
@@ -169,7 +176,9 @@ def test_lengths_double_up_to_the_longest():
 def test_warmup_takes_at_most_half_of_the_steps_and_at_least_one_a_stage(num_steps, expected):
     stages = plan_stages("mamba", 8192, num_steps)
     assert [stage.num_steps for stage in stages] == expected
-    assert [stage_of_step(stages, n)[0] for n in range(num_steps)] == [i for i, n in enumerate(expected) for _ in range(n)]
+    assert [stage_of_step(stages, n)[0] for n in range(num_steps)] == [
+        i for i, n in enumerate(expected) for _ in range(n)
+    ]
 
 
 def test_too_few_steps_for_the_stages_is_an_error():
@@ -197,6 +206,13 @@ def test_an_epoch_draws_every_window_once_and_both_strands(steps):
     assert 0.35 < drawn[:, 2].mean() < 0.65
     if len(drawn) >= 2 * per_epoch:
         assert not np.array_equal(first, drawn[per_epoch : 2 * per_epoch])
+
+
+def test_every_epoch_has_an_order_and_strands_of_its_own(steps):
+    for function in (lambda *a: order_of_epoch(*a, 500), lambda *a: flips_of_epoch(*a, 500, 0.5)):
+        drawn = [tuple(function(*a)) for a in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (2**60, 0, 0), (2**60 + 1, 0, 0))]
+        assert len(set(drawn)) == 5
+        assert tuple(function(0, 0, 1)) == drawn[1]
 
 
 def test_a_flipped_window_is_the_reverse_complement_of_its_place(steps, genome):

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, parse_assignments, read_config
 from dna_mamba.pipelines.presets import PRESETS, preset
@@ -17,7 +18,9 @@ def test_a_printed_configuration_reads_back_as_it_was(name, write):
 
 def test_flags_win_over_the_file_and_the_file_over_the_preset(write):
     path = write("c.yaml", "training: {seq_len: 2048, steps: 50}\noptimizer: {peak_rate: 1e-3}\n")
-    config = settings({"training": {"seq_len": 512, "steps": None}}, file=path, assignments=["training.piece_bases=4096"])
+    config = settings(
+        {"training": {"seq_len": 512, "steps": None}}, file=path, assignments=["training.piece_bases=4096"]
+    )
     assert (config.training.seq_len, config.training.steps, config.training.piece_bases) == (512, 50, 4096)
     assert config.optimizer.peak_rate == 1e-3
     assert config.model.size == "4x64"

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
-
 from tests.conftest import dna_mamba
 
 
@@ -97,8 +97,25 @@ def poisoned_run(toy_fasta, out, bad_steps, **environment):
 
     from tests.conftest import ROOT
 
-    arguments = ["pretrain", "--genome", str(toy_fasta), "--model", "1x16", "--seq-len", "128", "--steps", "12", "--out", str(out)]
-    arguments += ["--set", "training.bases_per_step=256", "training.checkpoint_every_steps=3", "evaluation.markov_max_order=-1"]
+    arguments = [
+        "pretrain",
+        "--genome",
+        str(toy_fasta),
+        "--model",
+        "1x16",
+        "--seq-len",
+        "128",
+        "--steps",
+        "12",
+        "--out",
+        str(out),
+    ]
+    arguments += [
+        "--set",
+        "training.bases_per_step=256",
+        "training.checkpoint_every_steps=3",
+        "evaluation.markov_max_order=-1",
+    ]
     code = f"""
 import sys
 import torch
@@ -135,7 +152,12 @@ def test_three_in_a_row_stop_the_run_with_step_windows_and_checkpoint(toy_fasta,
     done = poisoned_run(toy_fasta, tmp_path / "run", {5, 6, 7})
     assert done.returncode == 3
     message = done.stderr.strip().splitlines()[-1]
-    assert "step 7" in message and "chr" in message and "the last good checkpoint is" in message and "step-00000006" in message, message
+    assert (
+        "step 7" in message
+        and "chr" in message
+        and "the last good checkpoint is" in message
+        and "step-00000006" in message
+    ), message
 
 
 def test_help_of_the_module_is_quiet(toy_fasta, tmp_path):

@@ -11,10 +11,10 @@ import sys
 import time
 
 import pytest
+
 from dna_mamba.errors import InputError
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import newest_intact, read_metrics
-
 from tests.conftest import ROOT, dna_mamba
 
 STEPS = 24
@@ -145,7 +145,9 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(toy_fasta, un
 
 
 def test_a_resume_with_another_configuration_names_the_difference(toy_fasta, unbroken, cache):
-    done = dna_mamba("pretrain", "--out", unbroken, "--resume", "--set", "optimizer.peak_rate=0.5", DNA_MAMBA_CACHE=cache)
+    done = dna_mamba(
+        "pretrain", "--out", unbroken, "--resume", "--set", "optimizer.peak_rate=0.5", DNA_MAMBA_CACHE=cache
+    )
     assert done.returncode == 2
     assert "optimizer.peak_rate was 0.004 and is now 0.5" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -200,6 +202,7 @@ def test_resume_from_goes_on_from_an_older_checkpoint(toy_fasta, unbroken, tmp_p
 
 def test_a_checkpoint_of_another_configuration_or_a_pickle_is_refused(unbroken, tmp_path):
     import torch
+
     from dna_mamba.model.backbone import DnaMamba
     from dna_mamba.model.checkpoints.native import copy_tensors
     from dna_mamba.model.config import BackboneConfig

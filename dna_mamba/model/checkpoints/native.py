@@ -37,7 +37,6 @@ def copy_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str) -> No
 
     Raises:
         InputError: A tensor is missing, extra or misshapen; the message names the first.
-
     """
     tensors = dict(tensors)
     own = unshared_tensors(model)
@@ -68,7 +67,6 @@ def save_pretrained(model: DnaMamba, path: Path, policy: dict[str, Any]) -> None
         model: The model.
         path: The directory; made if it is not there.
         policy: How its training treated N, strands and the ends of windows, as plain values.
-
     """
     path.mkdir(parents=True, exist_ok=True)
     config = {
@@ -102,7 +100,6 @@ def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, A
 
     Raises:
         InputError: The directory is none of ours, is damaged, or its tensors do not fit its configuration.
-
     """
     path = Path(path)
     file = path / "config.json"

@@ -28,8 +28,8 @@ class MambaConfig:
     """The step sizes are initialised log-uniform between these two."""
 
     def __post_init__(self) -> None:
-        if min(self.num_states, self.expansion) < 1 or self.num_taps < 2:
-            raise InputError("mamba: num_states and expansion must be at least 1 and num_taps at least 2")
+        if not (1 <= self.num_states <= 1024 and 1 <= self.expansion <= 64 and 2 <= self.num_taps <= 64):
+            raise InputError("mamba: num_states must lie in 1 to 1024, expansion in 1 to 64 and num_taps in 2 to 64")
         if not 0 < self.delta_min <= self.delta_max:
             raise InputError(f"mamba: delta_min {self.delta_min} and delta_max {self.delta_max} must be 0 < min <= max")
 
