@@ -13,13 +13,13 @@ def demo() -> PretrainConfig:
     return PretrainConfig(
         preset="demo",
         model=BackboneConfig(pattern="M" * 4, width=64),
-        # small steps learn more from the same 7.4 million bases than large ones: docs/benchmarks.md
+        # small steps learn more from the same 6.6 million bases than large ones: docs/benchmarks.md
         training=TrainingConfig(
             seq_len=1024,
-            base_budget=3600 * 2**11,
+            base_budget=3200 * 2**11,
             bases_per_step=2**11,
-            validate_every_steps=600,
-            checkpoint_every_steps=600,
+            validate_every_steps=400,
+            checkpoint_every_steps=400,
         ),
         optimizer=OptimizerConfig(peak_rate=6e-3),
     )

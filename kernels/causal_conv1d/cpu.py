@@ -17,7 +17,15 @@ CHUNK = 1024
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _forward(x, weight, bias, silu, valid, y, b, block):
+def _forward(x, weight, bias, silu, valid, y, first, end):
+    """Items are channel blocks of sequences: item // blocks is the sequence."""
+    for item in range(first, end):
+        b, block = divmod(item, x.shape[2])
+        _forward_block(x, weight, bias, silu, valid, y, b, block)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _forward_block(x, weight, bias, silu, valid, y, b, block):
     num_taps, T, num_blocks = weight.shape[0], y.shape[1], y.shape[2]
     shift = load(bias, block * LANES)
     for t in range(T):
@@ -32,7 +40,15 @@ def _forward(x, weight, bias, silu, valid, y, b, block):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _backward(x, weight, bias, silu, valid, dy, dx, dweight, dbias, b, block):
+def _backward(x, weight, bias, silu, valid, dy, dx, dweight, dbias, first, end):
+    """Items are channel blocks of sequences: item // blocks is the sequence."""
+    for item in range(first, end):
+        b, block = divmod(item, x.shape[2])
+        _backward_block(x, weight, bias, silu, valid, dy, dx, dweight, dbias, b, block)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _backward_block(x, weight, bias, silu, valid, dy, dx, dweight, dbias, b, block):
     num_taps, T, num_blocks = weight.shape[0], dy.shape[1], dy.shape[2]
     shift, nothing = load(bias, block * LANES), broadcast(ZERO)
     # row k: gradient of tap k; the last row: of the bias
@@ -77,10 +93,7 @@ class CausalConv1dCPU(torch.autograd.Function):
         valid = np.zeros((0, 0, 0), np.bool_) if valid_BTK is None else valid_BTK.contiguous().numpy()
         num_sequences, positions, num_blocks, _ = x.shape
         y = np.empty((num_sequences, positions - weight.shape[0] + 1, num_blocks, LANES), np.float32)
-        run_parallel(
-            _forward,
-            [(x, weight, bias, silu, valid, y, b, i) for b in range(num_sequences) for i in range(num_blocks)],
-        )
+        run_parallel(_forward, (x, weight, bias, silu, valid, y), num_sequences * num_blocks)
         ctx.arrays = (x, weight, bias, silu, valid)
         return torch.from_numpy(y).flatten(2)
 
@@ -93,7 +106,7 @@ class CausalConv1dCPU(torch.autograd.Function):
         dweight = np.empty((num_sequences, *weight.shape), np.float32)
         dbias = np.empty((num_sequences, *bias.shape), np.float32)
         shared = (x, weight, bias, silu, valid, _lanes(dy_BTD), dx, dweight, dbias)
-        run_parallel(_backward, [(*shared, b, i) for b in range(num_sequences) for i in range(num_blocks)])
+        run_parallel(_backward, shared, num_sequences * num_blocks)
         dx_BPD, dweight_KD = torch.from_numpy(dx).flatten(2), torch.from_numpy(dweight).sum(0).flatten(1)
         return dx_BPD, dweight_KD.T, torch.from_numpy(dbias).sum(0).flatten(), None, None
 

@@ -22,7 +22,15 @@ ZERO, ONE, LN_2 = np.float32(0.0), np.float32(1.0), np.float32(np.log(2.0))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _forward(u, delta, A2, B, C, D, z, bias, use_softplus, has_z, h0, resets, y, entering, final, b, block):
+def _forward(u, delta, A2, B, C, D, z, bias, use_softplus, has_z, h0, resets, y, entering, final, first, end):
+    """Items are channel blocks of sequences: item // blocks is the sequence."""
+    for item in range(first, end):
+        b, block = divmod(item, u.shape[2])
+        _forward_block(u, delta, A2, B, C, D, z, bias, use_softplus, has_z, h0, resets, y, entering, final, b, block)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _forward_block(u, delta, A2, B, C, D, z, bias, use_softplus, has_z, h0, resets, y, entering, final, b, block):
     T, num_blocks, N = u.shape[1], u.shape[2], A2.shape[0]
     keep = entering.shape[1] > 0
     h = np.empty((N, LANES), np.float32)
@@ -60,6 +68,20 @@ def _forward(u, delta, A2, B, C, D, z, bias, use_softplus, has_z, h0, resets, y,
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _backward(
+    u, delta, A2, B, C, D, z, bias, use_softplus, has_z, resets, entering, dy, dfinal,
+    du, ddelta, dA, dB, dC, dD, dz, dbias, dh0, blocks_of_group, first, end,
+):  # fmt: skip
+    """Items are channel groups of sequences: item // groups is the sequence."""
+    for item in range(first, end):
+        b, group = divmod(item, dB.shape[1])
+        _backward_group(
+            u, delta, A2, B, C, D, z, bias, use_softplus, has_z, resets, entering, dy, dfinal,
+            du, ddelta, dA, dB, dC, dD, dz, dbias, dh0, b, group, blocks_of_group,
+        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _backward_group(
     u, delta, A2, B, C, D, z, bias, use_softplus, has_z, resets, entering, dy, dfinal,
     du, ddelta, dA, dB, dC, dD, dz, dbias, dh0, b, group, blocks_of_group,
 ):  # fmt: skip
@@ -169,12 +191,11 @@ class SelectiveScanCPU(torch.autograd.Function):
         y, final = np.empty_like(u), np.empty_like(h0)
         chunks = -(-T // CHUNK) if any(ctx.needs_input_grad) else 0
         entering = np.empty((num_sequences, chunks, A2.shape[0], num_blocks, LANES), np.float32)
-        tasks = [
-            (u, delta, A2, B, C, D, z, bias, use_softplus, has_z, h0, resets, y, entering, final, b, block)
-            for b in range(num_sequences)
-            for block in range(num_blocks)
-        ]
-        run_parallel(_forward, tasks)
+        run_parallel(
+            _forward,
+            (u, delta, A2, B, C, D, z, bias, use_softplus, has_z, h0, resets, y, entering, final),
+            num_sequences * num_blocks,
+        )
         ctx.arrays = (u, delta, A2, B, C, D, z, bias, use_softplus, has_z, resets, entering)
         return torch.from_numpy(y).flatten(2), torch.from_numpy(final).flatten(1, 2)
 
@@ -193,13 +214,12 @@ class SelectiveScanCPU(torch.autograd.Function):
         dC = np.zeros_like(dB)
         dA, dh0 = np.empty((num_sequences, *dfinal.shape[1:]), np.float32), np.empty_like(dfinal)
         dD, dbias = (np.empty((num_sequences, num_blocks, LANES), np.float32) for _ in range(2))
-        tasks = [
+        run_parallel(
+            _backward,
             (u, delta, A2, B, C, D, z, bias, use_softplus, has_z, resets, entering, dy, dfinal,
-             du, ddelta, dA, dB, dC, dD, dz, dbias, dh0, b, group, blocks_of_group)
-            for b in range(num_sequences)
-            for group in range(num_groups)
-        ]  # fmt: skip
-        run_parallel(_backward, tasks)
+             du, ddelta, dA, dB, dC, dD, dz, dbias, dh0, blocks_of_group),
+            num_sequences * num_groups,
+        )  # fmt: skip
         of = torch.from_numpy
         return (
             *(of(du).flatten(2), of(ddelta).flatten(2), of(dA).sum(0).flatten(0, 1), of(dB).sum(1), of(dC).sum(1)),
