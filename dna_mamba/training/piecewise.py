@@ -27,6 +27,26 @@ def sum_of_losses(
     return weighted_BT.sum(), new_state
 
 
+@torch.no_grad()
+def _entering_states(
+    model: DnaMamba, tokens_BT: Tensor, bounds: Sequence[tuple[int, int]]
+) -> list[list[MambaState] | None]:
+    """Read the sequence forward and keep the state that enters each piece."""
+    entering: list[list[MambaState] | None] = [None]
+    for number, (start, end) in enumerate(bounds[:-1]):
+        _, state = model.backbone(tokens_BT[:, start:end], entering[-1])
+        if number == 0:
+            # One block for all pieces: small tensors kept one by one would lie among the large ones that each piece
+            # frees, and the allocator could use none of those holes again.
+            kept = [[x.new_empty(len(bounds) - 1, *x.shape) for x in layer] for layer in state]
+        for layer, blocks in zip(state, kept, strict=True):
+            for x, block in zip(layer, blocks, strict=True):
+                block[number] = x
+        entering.append([MambaState(*(block[number] for block in blocks)) for blocks in kept])
+        del state, layer, x
+    return entering
+
+
 def backward_in_pieces(
     model: DnaMamba, tokens_BT: Tensor, weights_BT: Tensor, *, divisor: float, piece_bases: int
 ) -> Tensor:
@@ -46,11 +66,7 @@ def backward_in_pieces(
         total, _ = sum_of_losses(model, tokens_BT, weights_BT, None)
         (total / divisor).backward()
         return total.detach() / divisor
-    entering: list[ModelState | None] = [None]
-    with torch.no_grad():
-        for start, end in bounds[:-1]:
-            _, state = model.backbone(tokens_BT[:, start:end], entering[-1])
-            entering.append(state)
+    entering = _entering_states(model, tokens_BT, bounds)
     loss = torch.zeros((), dtype=torch.float64, device=tokens_BT.device)
     leaving_gradients: list[Tensor] | None = None
     for (start, end), state in zip(reversed(bounds), reversed(entering), strict=True):
@@ -64,6 +80,7 @@ def backward_in_pieces(
             gradients += leaving_gradients
         torch.autograd.backward(outputs, gradients)
         loss += total.detach() / divisor
+        del total, leaving, outputs, gradients  # before the next piece is computed, not after
         if inputs is not None:
             leaving_gradients = [x.grad for layer in inputs for x in layer]  # type: ignore[misc]
     return loss.to(torch.float32)

@@ -224,3 +224,31 @@ def test_the_newest_checkpoints_and_the_best_are_kept(unbroken):
     steps = {checkpoint.step_of(p) for p in checkpoint.list_checkpoints(unbroken / "checkpoints")}
     best = json.loads((unbroken / "run.json").read_text())["best_step"]
     assert {20, 22, 24} <= steps <= {20, 22, 24, best}
+
+
+def test_a_full_disk_while_saving_leaves_the_last_checkpoint(unbroken, tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = os.geteuid() == 0 and (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=600k", "none", str(folder)], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
+    if not mounted:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        saved = checkpoint.load(checkpoint.list_checkpoints(unbroken / "checkpoints")[-1])
+        steps = 0
+        with pytest.raises(
+            InputError, match="the disk is full while saving .*; free space and run again with --resume"
+        ):
+            for steps in range(1, 100):
+                checkpoint.save(folder, steps, saved)
+        left = checkpoint.list_checkpoints(folder)
+        assert [checkpoint.step_of(p) for p in left] == list(range(1, steps)) and left
+        for path in left:
+            checkpoint.verify(path)
+        assert not list(folder.glob(".*"))
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
