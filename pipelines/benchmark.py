@@ -1,11 +1,12 @@
 """Measure on this machine, ours beside others, on the same inputs in one run."""
 
-import gc
+import multiprocessing
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,30 +84,38 @@ def _seconds(function: Callable[[], Any], repeats: int, device: str) -> float:
     return statistics.median(times[1:])
 
 
-def _peak_growth(function: Callable[[], Any]) -> int:
-    """Bytes by which resident memory grew at most during a call, looked at every half millisecond."""
+def _peak_growth(config: "ScanBenchConfig", implementation: str) -> int:
+    """Bytes by which a forward and backward raised the peak memory of a process of their own.
+
+    A process that has measured other things before holds freed memory, in which a peak would not show.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_growth_here, config, implementation).result()
+
+
+def _peak_growth_here(config: "ScanBenchConfig", implementation: str) -> int:
     import psutil
 
+    # compile first, on a shape too small to count
+    _scan_calls(scan_inputs(1, 2, config.channels, config.states, "cpu"), implementation)[1]()
+    inputs = scan_inputs(config.batch, config.length, config.channels, config.states, "cpu")
+    _, both = _scan_calls(inputs, implementation)
     process = psutil.Process()
-    gc.collect()
-    before = process.memory_info().rss
-    peak, stop = before, threading.Event()
+    before = peak = process.memory_info().rss
+    stop = threading.Event()
 
-    def watch() -> None:
+    def watch() -> None:  # the system's own record of the peak is inherited from the parent process
         nonlocal peak
-        while not stop.is_set():
+        while not stop.wait(0.0005):
             peak = max(peak, process.memory_info().rss)
-            time.sleep(0.0005)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    try:
-        kept = function()  # the gradients are held until the watcher has looked
-        peak = max(peak, process.memory_info().rss)
-        del kept
-    finally:
-        stop.set()
-        watcher.join()
+    kept = both()
+    peak = max(peak, process.memory_info().rss)
+    stop.set()
+    watcher.join()
+    del kept
     return peak - before
 
 
@@ -164,7 +173,7 @@ def run_scan(config: ScanBenchConfig, *, on_phase: Callable[[str], None] | None 
         row["forward ms"] = 1e3 * _seconds(forward, repeats, config.device)
         row["forward+backward ms"] = 1e3 * _seconds(both, repeats, config.device)
         if config.device == "cpu":
-            row["peak growth / (inputs + gradients)"] = _peak_growth(both) / (2 * size)
+            row["peak growth / (inputs + gradients)"] = _peak_growth(config, name) / (2 * size)
         else:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
