@@ -1,5 +1,6 @@
 """The command line: one short function a command. Heavy imports stay inside the commands, so that --help is quick."""
 
+import errno
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from dna_mamba.errors import InputError, StoppedError
+from dna_mamba.errors import InputError, StoppedError, TerminatedError
 
 app = App(
     name="dna-mamba",
@@ -416,7 +417,12 @@ def doctor(*, json: Flag = False) -> None:
     json
         Print JSON.
     """
-    from dna_mamba.pipelines import doctor as pipeline
+    try:
+        from dna_mamba.pipelines import doctor as pipeline
+    except ImportError as error:
+        raise StoppedError(
+            f"{error.name} cannot be imported ({error}); install it: pip install {error.name}"
+        ) from error
 
     result = pipeline.run(pipeline.DoctorConfig())
     if json:
@@ -495,32 +501,42 @@ def bench_genome(*, megabases: int = 32, json: Flag = False) -> None:
     _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM came while no run was there to save; raised so that what is half-written is cleared away."""
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise _TerminatedError
+def _on_signal(number: int, frame: Any) -> None:
+    raise TerminatedError(number)
 
 
 def main() -> None:
     """Run a command; turn errors into one line and an exit code: 2 the user's input, 3 our checks, 130 and 143 signals."""
-    signal.signal(signal.SIGTERM, _terminate)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, _on_signal) for number in numbers]
+    try:
+        _run()
+    except TerminatedError as error:
+        _fail(f"stopped by {signal.Signals(error.number).name}; nothing was left half-written", 128 + error.number)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _run() -> None:
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, head for instance, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except _TerminatedError:
-        _fail("terminated", 143)
     except CycloptsError as error:
         _fail(" ".join(str(error).split()) + " See dna-mamba --help.", 2)
     except InputError as error:
         _fail(" ".join(str(error).split()), 2)
     except StoppedError as error:
         _fail(" ".join(str(error).split()), 3)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(
+            f"the disk is full while writing {error.filename or 'a file'}; free space and try again (a run: --resume)",
+            2,
+        )
     except Exception as error:
         number = getattr(error, "number", None)
         if type(error).__name__ == "Interrupted" and number is not None:

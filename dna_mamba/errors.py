@@ -15,6 +15,14 @@ class StoppedError(RuntimeError):
     """A run was stopped by its own checks; the command line prints why in one line and exits with code 3."""
 
 
+class TerminatedError(BaseException):
+    """A signal came where there is nothing to save; raised so that what is half-written is cleared away."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say '; did you mean X?' for the most similar known name, or nothing when none is similar."""
     matches = difflib.get_close_matches(name, list(known), n=1)

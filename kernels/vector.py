@@ -161,7 +161,7 @@ def _clamp(builder: Any, x: Any, lowest: float, highest: float) -> Any:
 
 @intrinsic
 def exp2(typing_context, value):
-    """2^x with x held within [-100, 126]; relative error below 3e-7. NaN gives 2^-100."""
+    """2^x with x held within [-100, 126]; relative error below 3e-7. NaN stays NaN."""
 
     def generate(context, builder, signature, arguments):
         x = _clamp(builder, arguments[0], LOWEST, HIGHEST)
@@ -171,7 +171,8 @@ def exp2(typing_context, value):
         power = _polynomial(builder, builder.fsub(x, whole), _POWERS)
         exponent = builder.add(builder.fptosi(whole, _int_vector), ir.Constant(_int_vector, [127] * LANES))
         shifted = builder.shl(exponent, ir.Constant(_int_vector, [23] * LANES))
-        return builder.fmul(power, builder.bitcast(shifted, _vector))
+        result = builder.fmul(power, builder.bitcast(shifted, _vector))
+        return builder.select(builder.fcmp_unordered("uno", arguments[0], arguments[0]), arguments[0], result)
 
     return float32x16(float32x16), generate
 

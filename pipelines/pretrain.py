@@ -1,5 +1,7 @@
 """FASTA in, a pretrained causal Mamba out."""
 
+import hashlib
+import json
 import logging
 import signal
 import time
@@ -97,8 +99,8 @@ class TrainingConfig:
 
     @property
     def real_bases_per_step(self) -> int:
-        """Bases of every optimizer step."""
-        return max(self.bases_per_step, self.seq_len)
+        """Bases of an optimizer step of the last stage, in whole windows; other stages differ by less than a window."""
+        return max(1, self.bases_per_step // self.seq_len) * self.seq_len
 
     @property
     def num_steps(self) -> int:
@@ -192,6 +194,14 @@ class Plan:
     valid_bases: int
     test_bases: int
 
+    @property
+    def num_bases(self) -> int:
+        """Bases that the run reads, windows seen again counted again."""
+        return sum(
+            stage.num_steps * windows * stage.window_bases
+            for stage, windows in zip(self.stages, self.windows_per_step, strict=True)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainResult:
@@ -278,7 +288,10 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
         implementation = "cpu" if device == "cpu" else "naive"
     if implementation == "cpu" and device != "cpu":
         raise InputError("implementation 'cpu' runs on --device cpu alone; choose 'naive' or 'auto'")
-    return replace(config, device=device, precision=precision, implementation=implementation)
+    data = config.data
+    genome = data.genome if data.genome == DEMO else str(Path(data.genome).absolute())  # a run is resumed from anywhere
+    data = replace(data, genome=genome, split=None if data.split is None else str(Path(data.split).absolute()))
+    return replace(config, data=data, device=device, precision=precision, implementation=implementation)
 
 
 def _plan(config: PretrainConfig, genome: GenomeStore, split: Split) -> tuple[Plan, TrainingSteps]:
@@ -293,7 +306,7 @@ def _plan(config: PretrainConfig, genome: GenomeStore, split: Split) -> tuple[Pl
         genome,
         stages,
         windows,
-        bases_per_step=training.real_bases_per_step,
+        bases_per_step=max(training.bases_per_step, training.seq_len),
         seed=config.seed,
         reverse_complement=config.data.policy.reverse_complement,
     )
@@ -349,10 +362,23 @@ def _resume(out: Path, resume_from: Path | None) -> checkpoint.Checkpoint | None
     folder = out / "checkpoints"
     if resume_from is None:
         return newest_intact(folder)
-    loaded = checkpoint.load(resume_from)
-    newer = [p for p in checkpoint.list_checkpoints(folder) if checkpoint.step_of(p) > loaded.counters["step"]]
-    set_aside(newer)
-    return loaded
+    return checkpoint.load(resume_from)
+
+
+def _identity(config: PretrainConfig, genome: GenomeStore, split: Split) -> dict[str, str]:
+    """Give hashes of all that a checkpoint must have in common with the run that goes on from it."""
+    values = asdict(config)
+    for section, key in MAY_DIFFER_ON_RESUME:
+        del values[section][key]
+
+    def sha256(content: Any) -> str:
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+    return {
+        "config_sha256": sha256(values),
+        "genome_sha256": genome.manifest.bases_sha256,
+        "split_sha256": sha256(run_directory.describe_split(split)),
+    }
 
 
 def run(
@@ -419,24 +445,37 @@ def _run_locked(
     on_phase: Callable[[str], None] | None,
 ) -> PretrainResult:
     started = time.monotonic()
+    identity = _identity(config, genome, split)
     saved = None
     if resume:
         old = config_of_run(out)
         _check_same(old, config, out)
         saved = _resume(out, resume_from)
-        if saved is not None and saved.counters["genome_sha256"] != genome.manifest.bases_sha256:
-            raise InputError(f"--resume: {config.data.genome} holds other bases than when the run in {out} was started")
+        for name, what in (
+            ("genome_sha256", f"{config.data.genome} holds other bases"),
+            ("split_sha256", f"the split {config.data.split or ''} has other intervals"),
+            ("config_sha256", "the checkpoint was written with another configuration"),
+        ):
+            if saved is not None and saved.counters.get(name) != identity[name]:
+                raise InputError(f"--resume: {what} than when the run in {out} was started; put back what it was")
     if on_plan:
         on_plan(the_plan)
-    (out / "config.yaml").write_text(dump_yaml(config))
+    if not (out / "config.yaml").exists() or not resume:
+        run_directory.write_text(out / "config.yaml", dump_yaml(config))
 
     torch.manual_seed(config.seed)
     model = DnaMamba(config.model).use_implementation(config.implementation)
     counters = None
     if saved is not None:
         copy_tensors(model, saved.model, str(out / "checkpoints"))
-        values = {k: v for k, v in saved.counters.items() if k != "genome_sha256"}
-        counters = Counters(**values)
+        counters = Counters(**{k: v for k, v in saved.counters.items() if k not in identity})
+        folder = out / "checkpoints"
+        set_aside([p for p in checkpoint.list_checkpoints(folder) if checkpoint.step_of(p) > counters.step])
+        best = None if counters.best_step is None else checkpoint.path_of_step(folder, counters.best_step)
+        if best is not None and best.is_dir():  # model/ may be ahead of the checkpoint that the run goes on from
+            best_model = DnaMamba(config.model)
+            copy_tensors(best_model, checkpoint.load(best).model, str(best))
+            save_pretrained(best_model, out / "model", asdict(config.data.policy))
     policy = config.data.policy
     module = LanguageModel(
         model,
@@ -486,13 +525,13 @@ def _run_locked(
         validate=validate,
         save_best=save_best,
         on_checkpoint=record,
-        extra_counters={"genome_sha256": genome.manifest.bases_sha256},
+        extra_counters=identity,
         checkpoint_every_steps=config.training.checkpoint_every_steps,
         validate_every_steps=config.training.validate_every_steps,
         keep_checkpoints=config.training.keep_checkpoints,
         resume_from=saved,
     )
-    first_step = module.counters.step
+    first_step, bases_before = module.counters.step, sum(map(sum, module.counters.bases_seen))
     if first_step < len(steps):
         data = PretrainingData(steps, first_step=first_step, num_workers=config.data.num_workers)
         try:
@@ -501,10 +540,10 @@ def _run_locked(
             saved_paths = checkpoint.list_checkpoints(recorder.checkpoints)
             good = f"the last good checkpoint is {saved_paths[-1]}" if saved_paths else "no checkpoint was saved before"
             raise StoppedError(f"{error}; {good}") from error
-    if recorder.received is not None and module.counters.step < len(steps):
+    if recorder.received is not None:
         raise Interrupted(recorder.received, out, module.counters.step)
     seconds = time.monotonic() - started
-    return _finish(config, out, module, genome, split, the_plan, seconds, first_step, on_phase)
+    return _finish(config, out, module, genome, split, the_plan, seconds, bases_before, on_phase)
 
 
 def _fit(
@@ -540,7 +579,7 @@ def _finish(
     split: Split,
     the_plan: Plan,
     seconds: float,
-    first_step: int,
+    bases_before: int,
     on_phase: Callable[[str], None] | None,
 ) -> PretrainResult:
     say = on_phase or (lambda words: None)
@@ -559,7 +598,7 @@ def _finish(
     best_plain = best_interpolated = None
     if config.evaluation.markov_max_order >= 0:
         say("fitting Markov models on the same training bases")
-        markov, best_plain, best_interpolated = markov_table(config, genome, split, test)
+        markov, best_plain, best_interpolated = markov_table(config, genome, split, test, scores.total.num_bases)
         rows.append(
             Row(name=f"Markov order {best_plain}, plain", bits_per_base=markov[best_plain]["test_plain"],
                 detail="order chosen on validation")
@@ -574,7 +613,7 @@ def _finish(
 
     reference = {row.name: row.bits_per_base for row in rows if not row.name.startswith("Mamba")}
     picture = draw_losses(out / "metrics.csv", out / "loss.png", reference, config.model.size)
-    trained_bases = config.training.real_bases_per_step * (module.counters.step - first_step)
+    trained_bases = sum(map(sum, module.counters.bases_seen)) - bases_before
     result = PretrainResult(
         out=out,
         num_steps=module.counters.step,
@@ -602,7 +641,7 @@ def _finish(
 
 
 def markov_table(
-    config: PretrainConfig, genome: GenomeStore, split: Split, test: Sequence[Any]
+    config: PretrainConfig, genome: GenomeStore, split: Split, test: Sequence[Any], num_targets: int
 ) -> tuple[tuple[dict[str, Any], ...], int, int]:
     """Fit Markov models on the training bases and score them on the model's targets.
 
@@ -615,8 +654,11 @@ def markov_table(
     def stretches(intervals: Sequence[Any]) -> list[np.ndarray]:
         return [genome.stored(i.contig, i.start, i.end) & BASE_BITS for i in intervals]
 
-    on_valid = models.score(stretches(limit_bases(split.valid, config.evaluation.test_bases)))
-    on_test = models.score(stretches(test))
+    first = config.data.policy.start_token  # then the model scores the first base of a region too
+    valid = limit_bases(split.valid, config.evaluation.test_bases)
+    on_valid = models.score(stretches(valid), first_is_target=first)
+    on_test = models.score(stretches(test), first_is_target=first)
+    assert on_test.num_targets == num_targets, "the models are scored on the same bases"
     best_plain = int(np.argmin(on_valid.plain))
     strength_of_order = np.argmin(on_valid.interpolated, axis=0)
     best_of_order = on_valid.interpolated.min(axis=0)

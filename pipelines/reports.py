@@ -13,7 +13,7 @@ from dna_mamba.training.metrics import Score
 
 def plan_as_text(plan: Plan) -> str:
     """Say what a pretraining run will do."""
-    config, training = plan.config, plan.config.training
+    config = plan.config
     stages = []
     for stage, windows, count, dropped in zip(
         plan.stages, plan.windows_per_step, plan.num_windows, plan.num_dropped, strict=True
@@ -30,7 +30,7 @@ def plan_as_text(plan: Plan) -> str:
             f"genome {config.data.genome}: {plan.train_bases:,} bases train, {plan.valid_bases:,} validate, "
             f"{plan.test_bases:,} test",
             *stages,
-            f"in all {steps:,} steps, {steps * training.real_bases_per_step:,} bases",
+            f"in all {steps:,} steps, {plan.num_bases:,} bases",
         ]
     )
 

@@ -85,9 +85,18 @@ def prepare(path: Path, *, resume: bool, overwrite: bool) -> FileLock:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
     unfinished = path.with_name(f".{path.name}.writing")
-    write_synced(unfinished, (json.dumps(values, indent=1) + "\n").encode())
-    unfinished.replace(path)
+    try:
+        write_synced(unfinished, text.encode())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 # Shapes: B windows, T bases
 """Batches for Lightning: one item is all the windows of one optimizer step."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -80,6 +81,12 @@ def _epoch(seed: int, stage: int, epoch: int, num_windows: int, share: float) ->
     return order_of_epoch(seed, stage, epoch, num_windows), flips_of_epoch(seed, stage, epoch, num_windows, share)
 
 
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Ignore what is sent to the whole process group: the run finishes its step, saves, and then stops its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _Steps(Sampler[int]):
     def __init__(self, first: int, end: int):
         self.first, self.end = first, end
@@ -107,5 +114,6 @@ class PretrainingData(L.LightningDataModule):
             batch_size=None,
             sampler=_Steps(self.first_step, len(self.steps)),
             num_workers=self.num_workers,
+            worker_init_fn=_leave_signals_to_the_run,
             pin_memory=torch.cuda.is_available(),
         )

@@ -36,8 +36,8 @@ def _count(bases, max_order, offsets, counts):
 
 
 @njit(nogil=True, cache=True)
-def _score(bases, max_order, offsets, counts, strengths, plain, interpolated):
-    """Add up log2 p of every known base but the first of the stretch; return how many there are."""
+def _score(bases, first, max_order, offsets, counts, strengths, plain, interpolated):
+    """Add up log2 p of every known base from place `first` of the stretch on; return how many there are."""
     context, known, targets = 0, 0, 0
     mask = 4**max_order - 1
     log_p = np.zeros(max_order + 1)
@@ -47,7 +47,7 @@ def _score(bases, max_order, offsets, counts, strengths, plain, interpolated):
         if base > 3:
             context, known = 0, 0
             continue
-        if t > 0:
+        if t >= first:
             targets += 1
             order = min(known, max_order)
             for k in range(order + 1):
@@ -105,13 +105,14 @@ class MarkovModels:
         """Add one stretch of bases (0 to 3; 4 is N, over which no context reaches)."""
         _count(bases, self.max_order, self._offsets, self._counts)
 
-    def score(self, stretches: Sequence[np.ndarray]) -> MarkovScores:
-        """Score the known bases of some stretches, all but the first of each."""
+    def score(self, stretches: Sequence[np.ndarray], *, first_is_target: bool = False) -> MarkovScores:
+        """Score the known bases of some stretches, all but the first of each, or with it."""
+        first = 0 if first_is_target else 1
         strengths = np.array(STRENGTHS)
         plain = np.zeros(self.max_order + 1)
         interpolated = np.zeros((strengths.size, self.max_order + 1))
         targets = sum(
-            _score(bases, self.max_order, self._offsets, self._counts, strengths, plain, interpolated)
+            _score(bases, first, self.max_order, self._offsets, self._counts, strengths, plain, interpolated)
             for bases in stretches
         )
         return MarkovScores(

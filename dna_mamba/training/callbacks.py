@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
-from dna_mamba.errors import InputError, StoppedError
+from dna_mamba.errors import InputError, StoppedError, TerminatedError
 from dna_mamba.model.checkpoints.native import unshared_tensors
 from dna_mamba.training import checkpoint
 from dna_mamba.training.language_model import LanguageModel
@@ -29,6 +29,13 @@ COLUMNS = (
     "valid_bits_per_base",
 )
 FLUSH_SECONDS = 1.0
+LOG_EVERY_STEPS = 10
+"""Steps between points in TensorBoard; metrics.csv has every step."""
+
+
+def _log(trainer: L.Trainer, values: dict[str, float], step: int) -> None:
+    if trainer.logger is not None:
+        trainer.logger.log_metrics(values, step=step)
 
 
 def cut_metrics(path: Path, last_step: int) -> None:
@@ -37,7 +44,11 @@ def cut_metrics(path: Path, last_step: int) -> None:
         return
     with open(path, newline="") as file:
         lines = [line for line in file if line.endswith("\n")]
-    kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= last_step]
+    if not lines or not lines[0].startswith(COLUMNS[0] + ","):
+        path.unlink()  # killed before the header was written
+        return
+    rows = [line for line in lines[1:] if line.split(",", 1)[0].isdecimal()]
+    kept = [line for line in rows if int(line.split(",", 1)[0]) <= last_step]
     unfinished = path.with_name(f".{path.name}.writing")
     unfinished.write_text("".join(lines[:1] + kept), newline="")
     unfinished.replace(path)
@@ -100,13 +111,14 @@ class RunRecorder(L.Callback):
         self._rows = csv.writer(self._file)
         if fresh:
             self._rows.writerow(COLUMNS)
+            self._file.flush()
         self._flushed = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt  # a second signal: stop at once, the last checkpoint stands
+            raise TerminatedError(number)  # a second signal: stop at once, the last checkpoint stands
         self.received = number
 
     def on_train_batch_end(
@@ -117,13 +129,15 @@ class RunRecorder(L.Callback):
         counters, last = pl_module.counters, pl_module.last
         valid = ""
         done = counters.step == pl_module.num_steps
+        improved = False
         if done or counters.step % self.validate_every_steps == 0:
             bits = self.validate(pl_module).bits_per_base
             valid = f"{bits:.17g}"
-            pl_module.log("valid/bits_per_base", bits)
+            _log(trainer, {"valid/bits_per_base": bits}, counters.step)
             if bits < counters.best_valid_bits:
                 counters.best_valid_bits, counters.best_step = bits, counters.step
                 self.save_best(pl_module)
+                improved = True
         bits_per_base = last.train_loss / 0.6931471805599453
         self._rows.writerow(
             [
@@ -131,13 +145,15 @@ class RunRecorder(L.Callback):
                 *(f"{last.gradient_norm:.9g}", f"{last.learning_rate:.9g}", last.bases, int(last.skipped), valid),
             ]
         )
-        for name in ("train_loss", "gradient_norm", "learning_rate"):
-            pl_module.log(f"train/{name}", getattr(last, name))
+        if counters.step % LOG_EVERY_STEPS == 0:
+            names = ("train_loss", "gradient_norm", "learning_rate")
+            _log(trainer, {f"train/{name}": getattr(last, name) for name in names}, counters.step)
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self._file.flush()
             self._flushed = time.monotonic()
-        if done or counters.step % self.checkpoint_every_steps == 0 or self.received is not None:
-            self.save(trainer, pl_module)
+        due = done or improved or counters.step % self.checkpoint_every_steps == 0 or self.received is not None
+        if due and all(bool(p.isfinite().all()) for p in pl_module.model.parameters()):
+            self.save(trainer, pl_module)  # weights that are not finite never take the place of good ones
         if self.received is not None:
             trainer.should_stop = True
 

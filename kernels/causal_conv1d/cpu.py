@@ -94,13 +94,16 @@ class CausalConv1dCPU(torch.autograd.Function):
         num_sequences, positions, num_blocks, _ = x.shape
         y = np.empty((num_sequences, positions - weight.shape[0] + 1, num_blocks, LANES), np.float32)
         run_parallel(_forward, (x, weight, bias, silu, valid, y), num_sequences * num_blocks)
-        ctx.arrays = (x, weight, bias, silu, valid)
+        ctx.save_for_backward(x_BPD, weight_DK, bias_D)
+        ctx.rest = (silu, valid)
         return torch.from_numpy(y).flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy_BTD):
-        x, weight, bias, silu, valid = ctx.arrays
+        x_BPD, weight_DK, bias_D = ctx.saved_tensors
+        x, weight, bias = _lanes(x_BPD), _lanes(weight_DK.T), _lanes(bias_D)
+        silu, valid = ctx.rest
         num_sequences, _, num_blocks, _ = x.shape
         dx = np.empty_like(x)
         dweight = np.empty((num_sequences, *weight.shape), np.float32)

@@ -76,9 +76,9 @@ def check_shapes(
     seq_idx: Tensor | None,
 ) -> None:
     """Raise a ValueError that names the first argument whose shape or dtype does not fit the others."""
-    if u.dim() != 3 or u.shape[1] == 0 or not u.is_floating_point():
+    if u.dim() != 3 or u.numel() == 0 or not u.is_floating_point():
         raise ValueError(
-            f"u must be (batch, length, channels) with at least one position and a floating dtype, "
+            f"u must be (batch, length, channels) with at least one position, none of them empty, and a floating dtype, "
             f"not {tuple(u.shape)} of {u.dtype}"
         )
     if A.dim() != 2:

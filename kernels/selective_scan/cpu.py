@@ -7,6 +7,8 @@ scratch that fits the second-level cache, and walks it backwards. Memory beyond 
 D N / CHUNK floats a position, and nothing is ever divided by a decay.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -177,32 +179,44 @@ def _lanes(x: Tensor, dim: int) -> np.ndarray:
     return x.detach().contiguous().unflatten(dim, (-1, LANES)).numpy()
 
 
+def _arrays(inputs: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
+    """View u, delta, A, B, C, D, z and bias as the kernels take them, A as exponents of 2 with the states first."""
+    u, delta, A, B, C, D, z, bias = inputs
+    B_, C_ = B.detach().contiguous().numpy(), C.detach().contiguous().numpy()
+    A2 = _lanes(A.T, -1) * LOG2_E
+    return _lanes(u, -1), _lanes(delta, -1), A2, B_, C_, _lanes(D, -1), _lanes(z, -1), _lanes(bias, -1)
+
+
 class SelectiveScanCPU(torch.autograd.Function):
     """The channels are a multiple of LANES; z may be absent: (0, 0, LANES)."""
 
     @staticmethod
-    def forward(ctx, u_BTD, delta_BTD, A_DN, B_BTN, C_BTN, D_D, z_BTD, bias_D, h0_BDN, use_softplus, seq_idx_BT):
-        u, delta, D, z, bias = (_lanes(x, -1) for x in (u_BTD, delta_BTD, D_D, z_BTD, bias_D))
-        A2, h0 = _lanes(A_DN.T, -1) * LOG2_E, _lanes(h0_BDN, 1)
-        B, C = B_BTN.detach().contiguous().numpy(), C_BTN.detach().contiguous().numpy()
+    def forward(ctx, u_BTD, delta_BTD, A_DN, B_BTN, C_BTN, D_D, z_BTD, bias_D, h0_BDN, use_softplus, seq_idx_BT, keep):
+        inputs = (u_BTD, delta_BTD, A_DN, B_BTN, C_BTN, D_D, z_BTD, bias_D)
+        u, delta, A2, B, C, D, z, bias = _arrays(inputs)
+        h0 = _lanes(h0_BDN, 1)
         num_sequences, T, num_blocks, _ = u.shape
         resets = _resets(seq_idx_BT)
         has_z = z.size > 0
         y, final = np.empty_like(u), np.empty_like(h0)
-        chunks = -(-T // CHUNK) if any(ctx.needs_input_grad) else 0
+        chunks = -(-T // CHUNK) if keep else 0
         entering = np.empty((num_sequences, chunks, A2.shape[0], num_blocks, LANES), np.float32)
         run_parallel(
             _forward,
             (u, delta, A2, B, C, D, z, bias, use_softplus, has_z, h0, resets, y, entering, final),
             num_sequences * num_blocks,
         )
-        ctx.arrays = (u, delta, A2, B, C, D, z, bias, use_softplus, has_z, resets, entering)
+        ctx.save_for_backward(*inputs, torch.from_numpy(entering))
+        ctx.rest = (use_softplus, has_z, resets)
         return torch.from_numpy(y).flatten(2), torch.from_numpy(final).flatten(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy_BTD, dfinal_BDN):
-        u, delta, A2, B, C, D, z, bias, use_softplus, has_z, resets, entering = ctx.arrays
+        *inputs, kept = ctx.saved_tensors
+        u, delta, A2, B, C, D, z, bias = _arrays(inputs)
+        entering = kept.numpy()
+        use_softplus, has_z, resets = ctx.rest
         dy, dfinal = _lanes(dy_BTD, -1), _lanes(dfinal_BDN, 1)
         num_sequences, T, num_blocks, _ = u.shape
         num_states = A2.shape[0]
@@ -230,6 +244,7 @@ class SelectiveScanCPU(torch.autograd.Function):
                 of(dh0).flatten(1, 2),
                 None,
                 None,
+                None,
             ),
         )
 
@@ -252,7 +267,8 @@ def selective_scan_cpu(
     padding = -num_channels % LANES
 
     def pad(x: Tensor, channels_from_last: int = 0) -> Tensor:
-        return F.pad(x.float(), (0, 0) * channels_from_last + (0, padding)) if padding else x.float()
+        x = F.pad(x.float(), (0, 0) * channels_from_last + (0, padding)) if padding else x.float()
+        return x.contiguous()  # here, so that what is kept for the backward needs no second copy
 
     absent = torch.zeros(num_channels)
     h0_BDN = torch.zeros(num_sequences, *A_DN.shape) if initial_state_BDN is None else initial_state_BDN
@@ -268,5 +284,6 @@ def selective_scan_cpu(
         pad(h0_BDN, 1),
         delta_softplus,
         seq_idx_BT,
+        torch.is_grad_enabled(),
     )
     return y_BTD[..., :num_channels].to(u_BTD.dtype), final_BDN[:, :num_channels]

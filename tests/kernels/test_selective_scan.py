@@ -180,6 +180,21 @@ def test_nan_is_not_hidden():
     assert torch.isnan(y[0, 10:, 3]).all() and torch.isfinite(y[0, :10]).all()
 
 
+def test_nan_in_a_decay_rate_is_not_hidden():
+    inputs = {name: x.float() for name, x in make_inputs(1, 64, 16, 4).items()}
+    inputs["A"][3, 1] = float("nan")
+    assert torch.isnan(selective_scan(**inputs, delta_softplus=True, implementation="cpu")[0, :, 3]).all()
+
+
+def test_a_change_of_an_input_before_the_backward_is_an_error():
+    inputs = {name: x.float() for name, x in make_inputs(1, 64, 16, 4).items()}
+    inputs["B"].requires_grad_()
+    y = selective_scan(**inputs, delta_softplus=True, implementation="cpu")
+    inputs["u"].mul_(0.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

@@ -55,13 +55,14 @@ def unbroken(toy_fasta, tmp_path_factory, cache):
     return out
 
 
-def start(fasta, out, cache, *more):
+def start(fasta, out, cache, *more, new_group=False):
     return subprocess.Popen(
         [sys.executable, "-m", "dna_mamba.cli", *map(str, arguments(fasta, out, *more))],
         env={**os.environ, "PYTHONPATH": str(ROOT), "DNA_MAMBA_CACHE": cache},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=new_group,
     )
 
 
@@ -223,7 +224,53 @@ def test_a_checkpoint_of_another_configuration_or_a_pickle_is_refused(unbroken, 
 def test_the_newest_checkpoints_and_the_best_are_kept(unbroken):
     steps = {checkpoint.step_of(p) for p in checkpoint.list_checkpoints(unbroken / "checkpoints")}
     best = json.loads((unbroken / "run.json").read_text())["best_step"]
-    assert {20, 22, 24} <= steps <= {20, 22, 24, best}
+    assert best in steps and steps == {20, 22, 24, best} | set(sorted(steps)[-3:])
+    assert (
+        json.loads((unbroken / "checkpoints" / f"step-{best:08d}" / "counters.json").read_text())["best_step"] == best
+    )
+
+
+def test_a_run_killed_before_its_first_row_goes_on(toy_fasta, unbroken, tmp_path, cache):
+    out = tmp_path / "run"
+    process = start(toy_fasta, out, cache)
+    while not (out / "metrics.csv").exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (out / "metrics.csv").write_bytes(b"")  # as if the header had been lost too
+    done = dna_mamba(*arguments(toy_fasta, out, "--resume"), DNA_MAMBA_CACHE=cache)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(unbroken)
+
+
+def test_a_signal_to_the_whole_process_group_saves_with_workers_too(toy_fasta, unbroken, tmp_path, cache):
+    out = tmp_path / "run"
+    process = start(toy_fasta, out, cache, "--num-workers", 2, new_group=True)
+    wait_for_step(out, 3, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143, stderr
+    assert checkpoint.list_checkpoints(out / "checkpoints")
+    done = dna_mamba("pretrain", "--out", out, "--resume", DNA_MAMBA_CACHE=cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(unbroken) and weights(out) == weights(unbroken)
+
+
+def test_a_checkpoint_of_another_run_changes_nothing(toy_fasta, unbroken, tmp_path, cache):
+    out, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(unbroken, out)
+    shutil.copytree(unbroken, other)
+    foreign = checkpoint.list_checkpoints(other / "checkpoints")[-2]
+    counters = json.loads((foreign / "counters.json").read_text())
+    content = json.dumps({**counters, "config_sha256": "0" * 64}).encode()
+    (foreign / "counters.json").write_bytes(content)
+    sums = json.loads((foreign / "checksums.json").read_text())
+    sums["counters.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (foreign / "checksums.json").write_text(json.dumps(sums))
+    before = sorted(p.name for p in (out / "checkpoints").iterdir())
+    done = dna_mamba("pretrain", "--out", out, "--resume-from", foreign, DNA_MAMBA_CACHE=cache)
+    assert done.returncode == 2 and "another configuration" in done.stderr
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == before
 
 
 def test_a_full_disk_while_saving_leaves_the_last_checkpoint(unbroken, tmp_path):
