@@ -15,8 +15,8 @@ def _figure() -> Any:
     return Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
 
 
-def draw_losses(metrics: Path, picture: Path, references: Mapping[str, float], size: str) -> Path:
-    """Draw training and validation bits per base over the bases read, with other models as lines."""
+def draw_losses(metrics: Path, picture: Path, references: Mapping[str, float], size: str, held_out: float) -> Path:
+    """Draw bits per base over the bases read: training, validation, the test score, and other models as lines."""
     rows = [row for row in read_metrics(metrics) if row["train_bits_per_base"] and row["skipped"] == "0"]
     megabases, read = [], 0
     for row in rows:
@@ -36,9 +36,12 @@ def draw_losses(metrics: Path, picture: Path, references: Mapping[str, float], s
     axes.plot(megabases, smooth, color="#0072b2", label="training (mean of neighbouring steps)")
     if valid:
         axes.plot(*zip(*valid, strict=True), "o-", color="black", markersize=4, label="validation")
+    axes.plot(
+        megabases[-1:], [held_out], "*", color="#cc79a7", markersize=13, label=f"Mamba {size}: {held_out:.3f} (test)"
+    )
     for (name, bits), colour in zip(references.items(), COLOURS, strict=False):
-        axes.axhline(bits, linestyle="--", linewidth=1, color=colour, label=f"{name}: {bits:.3f} (held out)")
-    lowest = min([*smooth, *references.values(), *(bits for _, bits in valid)])
+        axes.axhline(bits, linestyle="--", linewidth=1, color=colour, label=f"{name}: {bits:.3f} (test)")
+    lowest = min([held_out, *smooth, *references.values(), *(bits for _, bits in valid)])
     axes.set_ylim(lowest - 0.03, 2.05)
     axes.set_xlabel("bases read (millions)")
     axes.set_ylabel("bits per base")

@@ -612,7 +612,9 @@ def _finish(
     from dna_mamba.pipelines.pictures import draw_losses
 
     reference = {row.name: row.bits_per_base for row in rows if not row.name.startswith("Mamba")}
-    picture = draw_losses(out / "metrics.csv", out / "loss.png", reference, config.model.size)
+    picture = draw_losses(
+        out / "metrics.csv", out / "loss.png", reference, config.model.size, scores.total.bits_per_base
+    )
     trained_bases = sum(map(sum, module.counters.bases_seen)) - bases_before
     result = PretrainResult(
         out=out,

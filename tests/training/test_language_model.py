@@ -57,7 +57,9 @@ def test_soft_masked_bases_count_by_their_weight():
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(6, 39)
     weights = (tokens[:, 1:] < 11).float()
     weights[:, 19:] *= 0.1
-    assert float(module._accumulate(masked)) == pytest.approx(float(((losses * weights).sum() / weights.sum()).detach()), rel=1e-5)
+    assert float(module._accumulate(masked)) == pytest.approx(
+        float(((losses * weights).sum() / weights.sum()).detach()), rel=1e-5
+    )
 
 
 def test_weight_decay_spares_a_log_d_biases_norms_and_embeddings():
