@@ -1,12 +1,11 @@
 """What a trained model says about held-out bases, and how much left context helps it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dna_mamba.data.build import Progress
@@ -14,10 +13,14 @@ from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, parse_region
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import from_pretrained
 from dna_mamba.pipelines.config_files import read_config
 from dna_mamba.pipelines.pretrain import DEMO, DataConfig, load_genome, load_split
 from dna_mamba.training.metrics import RegionScores, Score, limit_bases, loss_by_position, score_regions
+
+CONTEXT_BASES = 2**18
+"""Bases read for each row of the table of loss against context, at most, but always 16 windows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,15 +136,30 @@ def _regions(config: EvaluateConfig, genome: GenomeStore, record: dict[str, Any]
     return config.split, [Interval(*interval) for interval in record["split"][config.split]]
 
 
-def context_rows(nats: np.ndarray, counts: np.ndarray) -> tuple[ContextRow, ...]:
-    """Pool positions by left context: 1, 2-3, 4-7, 8-15 and so on."""
+def score_by_context(
+    model: DnaMamba,
+    genome: GenomeStore,
+    regions: Sequence[Interval],
+    policy: TokenPolicy,
+    *,
+    window_bases: int,
+    bases_per_row: int,
+) -> tuple[ContextRow, ...]:
+    """Score bases with 1, 2-3, 4-7, 8-15, ... bases of left context.
+
+    Each row reads windows of its own, twice as long as its shortest context, all over the regions: so every row rests on
+    as many bases as the others, half of those it reads, and not on the few starts of the longest windows.
+    """
     rows = []
     first = 1
-    while first < len(nats):
-        last = min(2 * first, len(nats)) - 1
-        score = Score(num_bases=int(counts[first : last + 1].sum()), nats=float(nats[first : last + 1].sum()))
+    while first < window_bases:
+        end = min(2 * first, window_bases)
+        nats, counts = loss_by_position(
+            model, genome, regions, policy, window_bases=end, max_bases=max(bases_per_row, 16 * end)
+        )
+        score = Score(num_bases=int(counts[first:end].sum()), nats=float(nats[first:end].sum()))
         if score.num_bases:
-            rows.append(ContextRow(first=first, last=last, score=score))
+            rows.append(ContextRow(first=first, last=end - 1, score=score))
         first *= 2
     return tuple(rows)
 
@@ -172,15 +190,20 @@ def run(
     some = limit_bases(regions, config.max_bases)
     scores = score_regions(model, genome, some, policy)
     window = min(config.window_bases, max(map(len, regions)))
-    nats, counts = loss_by_position(
-        model, genome, regions, policy, window_bases=window, max_bases=min(config.max_bases, max(2**20, 16 * window))
+    context = score_by_context(
+        model,
+        genome,
+        regions,
+        policy,
+        window_bases=window,
+        bases_per_row=min(config.max_bases, CONTEXT_BASES),
     )
     result = EvaluateResult(
         model=path,
         what=what,
         regions=tuple(some),
         scores=scores,
-        context=context_rows(nats, counts),
+        context=context,
         window_bases=window,
         out=config.out,
     )

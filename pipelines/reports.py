@@ -115,7 +115,7 @@ def evaluation_as_tables(result: EvaluateResult) -> list[Table]:
         numbers = (f"{score.bits_per_base:.4f}", f"{score.perplexity:.4f}") if score.num_bases else ("", "")
         strata.add_row(name, f"{score.num_bases:,}", *numbers)
     strata.add_row("N (not scored)", f"{scores.num_n:,}", "", "")
-    context = Table(title=f"by left context, in windows of {result.window_bases:,} bases", title_justify="left")
+    context = Table(title=f"by left context, up to {result.window_bases:,} bases", title_justify="left")
     for name in ("bases of left context", "bases scored", "bits per base", "perplexity"):
         context.add_column(name, justify="right")
     for row in result.context:

@@ -11,7 +11,7 @@ from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.pipelines.evaluate import context_rows
+from dna_mamba.pipelines.evaluate import score_by_context
 from dna_mamba.training.metrics import Score, acgt_losses, limit_bases, loss_by_position, score_regions
 from tests.conftest import random_letters
 
@@ -88,14 +88,13 @@ def test_loss_by_position_equals_windows_one_by_one(model, genome, batch_bases):
     np.testing.assert_allclose(nats, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_context_is_pooled_by_doubling():
-    rows = context_rows(np.arange(10.0), np.ones(10, np.int64))
-    assert [(r.first, r.last, r.score.num_bases, r.score.nats) for r in rows] == [
-        (1, 1, 1, 1.0),
-        (2, 3, 2, 5.0),
-        (4, 7, 4, 22.0),
-        (8, 9, 2, 17.0),
-    ]
+def test_context_is_pooled_by_doubling(model, genome):
+    region = [Interval("c", 1000, 1600)]
+    rows = score_by_context(model, genome, region, TokenPolicy(), window_bases=12, bases_per_row=10**6)
+    assert [(r.first, r.last) for r in rows] == [(1, 1), (2, 3), (4, 7), (8, 11)]
+    assert [r.score.num_bases for r in rows] == [300, 300, 300, 200]  # windows of 2, 4, 8 and 12 bases
+    losses = [losses_by_hand(model, genome, Interval("c", s, s + 4))[0] for s in range(1000, 1600, 4)]
+    assert rows[1].score.nats == pytest.approx(sum(row[1:].sum() for row in losses), rel=1e-5)
 
 
 def test_a_uniform_model_has_two_bits_and_perplexity_four():
