@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -58,26 +59,30 @@ def test_the_wheel_holds_every_file_and_nothing_else(wheel):
     assert inside == set(files_on_disk())
 
 
-def test_the_installed_wheel_runs_outside_the_checkout(wheel, tmp_path):
-    site = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True)
-    code = (
-        "import dna_mamba, dna_mamba.kernels.selective_scan, dna_mamba.pipelines.pretrain as p;"
-        "print(dna_mamba.__file__, p.demo_genome().exists())"
+def test_the_installed_wheel_runs_in_an_environment_of_its_own_outside_the_checkout(wheel, tmp_path):
+    # the dependencies are lent by path, which runs none of this environment's .pth files: the checkout stays unknown
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python, script = environment / "bin" / "python", environment / "bin" / "dna-mamba"
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", wheel], check=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)}))
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    (tmp_path / "g.fa").write_text(">chr1\nACGTNacgt\n")
+
+    def run(*arguments):
+        done = subprocess.run([*arguments], cwd=tmp_path, env=clean, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run(python, "-c", "import dna_mamba; print(dna_mamba.__file__)").strip() == str(
+        site / "dna_mamba" / "__init__.py"
     )
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    printed = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    assert printed.split() == [str(site / "dna_mamba" / "__init__.py"), "True"]
-    listed = subprocess.run(
-        [sys.executable, "-m", "dna_mamba.cli", "genome", "--help"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
+    assert "1 contigs, 9 bases" in run(script, "genome", "build", "g.fa", "--out", "g.dna")
+    assert "chr20" in run(
+        script, "genome", "show", site / "dna_mamba" / "assets" / "chr20.hg38.fa.gz", "chr20:9000001-9000010"
     )
-    assert listed.returncode == 0 and "build" in listed.stdout
+    assert "3,200 steps" in run(script, "pretrain", "--dry-run")
 
 
 def test_the_dependency_floors_exclude_versions_that_run_code_or_were_compromised():
