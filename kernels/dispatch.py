@@ -1,32 +1,58 @@
 """Which implementation of an operation runs: the one place that decides."""
 
+import importlib.util
+import os
+
 import torch
 
-IMPLEMENTATIONS = ("auto", "naive", "cpu")
+IMPLEMENTATIONS = ("auto", "naive", "cpu", "triton")
+COMPILED = (torch.float32, torch.bfloat16)
+"""Dtypes that the compiled implementations take."""
 
 
-def choose(implementation: str, tensor: torch.Tensor) -> str:
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on tensors in main memory: for tests, thousands of times slower."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def choose(implementation: str, tensor: torch.Tensor, unfit_for_triton: str = "") -> str:
     """Name the implementation to run on tensors like the one given.
 
     Args:
-        implementation: 'auto' takes 'cpu' for float32 and bfloat16 tensors in main memory and 'naive' for all else; a
-            name is taken at its word.
+        implementation: 'auto' takes 'triton' for float32 and bfloat16 tensors on a GPU, 'cpu' for those in main memory, and
+            'naive' for all else; a name is taken at its word.
         tensor: The operation's main input; its device and dtype decide.
+        unfit_for_triton: Why the Triton kernels cannot take these arguments; empty if they can.
 
     Returns:
-        'naive' or 'cpu'.
+        'naive', 'cpu' or 'triton'.
 
     Raises:
         ValueError: The name is unknown, or what it names cannot take this tensor.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
-    fused = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16)
-    if implementation == "cpu" and not fused:
+    device, known = tensor.device.type, tensor.dtype in COMPILED
+    if implementation == "cpu" and not (device == "cpu" and known):
         raise ValueError(
             f"implementation 'cpu' takes float32 or bfloat16 tensors in main memory, not {tensor.dtype} on "
             f"{tensor.device}; 'naive' takes any"
         )
-    if implementation == "auto":
-        return "cpu" if fused else "naive"
-    return implementation
+    if implementation == "triton":
+        if not HAS_TRITON:
+            raise ValueError("implementation 'triton' needs the package triton, which comes with torch's CUDA builds")
+        if not known or not (device == "cuda" or interpreted()):
+            raise ValueError(
+                f"implementation 'triton' takes float32 or bfloat16 tensors on a GPU, not {tensor.dtype} on "
+                f"{tensor.device}; 'naive' takes any"
+            )
+        if unfit_for_triton:
+            raise ValueError(f"implementation 'triton' cannot take this: {unfit_for_triton}; 'naive' can")
+    if implementation != "auto":
+        return implementation
+    if device == "cuda" and known and not unfit_for_triton and HAS_TRITON:
+        return "triton"
+    return "cpu" if device == "cpu" and known else "naive"

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dna_mamba.data.build import cache_directory
+from dna_mamba.kernels.dispatch import HAS_TRITON
 from dna_mamba.kernels.selective_scan import selective_scan
 
 TOLERANCE = 1e-5
@@ -59,6 +60,8 @@ def run(config: DoctorConfig) -> DoctorResult:
     ]
     if torch.cuda.is_available():
         checks.append(_kernel("naive", torch.device("cuda")))
+        if HAS_TRITON:
+            checks.append(_kernel("triton", torch.device("cuda")))
     return DoctorResult(checks=tuple(checks))
 
 
@@ -158,7 +161,10 @@ def _kernel(implementation: str, device: torch.device) -> Check:
         given = results({key: value.float().to(device) for key, value in exact.items()}, implementation)
     except Exception as error:  # a broken compiler or driver can raise anything; a doctor reports it
         return Check(
-            name=name, ok=False, found=f"fail: {type(error).__name__}: {error}", advice="reinstall numba and torch"
+            name=name,
+            ok=False,
+            found=f"fail: {type(error).__name__}: {error}",
+            advice="reinstall numba, triton and torch",
         )
     errors = [
         float((g.double().cpu() - e).norm() / e.norm()) for g, e in zip(given, results(exact, "naive"), strict=True)

@@ -29,6 +29,9 @@ from dna_mamba.data.splits import Split, default_split, split_from_bed, split_fr
 from dna_mamba.data.vocabulary import BASE_BITS
 from dna_mamba.data.windows import RULES, check_length, plan_windows
 from dna_mamba.errors import InputError, StoppedError, nearest
+from dna_mamba.kernels.causal_conv1d import MAX_TAPS
+from dna_mamba.kernels.dispatch import HAS_TRITON, IMPLEMENTATIONS, interpreted
+from dna_mamba.kernels.selective_scan import MAX_STATES
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import copy_tensors, from_pretrained, save_pretrained
 from dna_mamba.model.config import BackboneConfig
@@ -144,14 +147,14 @@ class PretrainConfig:
     precision: str = "auto"
     """auto, fp32 or bf16; auto is bf16 on a GPU and fp32 on a CPU."""
     implementation: str = "auto"
-    """Kernels: auto, naive or cpu."""
+    """Kernels: auto, naive, cpu or triton."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, known in (
             ("device", ("auto", "cpu", "cuda")),
             ("precision", ("auto", "fp32", "bf16")),
-            ("implementation", ("auto", "naive", "cpu")),
+            ("implementation", IMPLEMENTATIONS),
         ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} {getattr(self, name)!r} is unknown; choose {', '.join(known)}")
@@ -283,15 +286,29 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "fp32"
-    implementation = config.implementation
-    if implementation == "auto":
-        implementation = "cpu" if device == "cpu" else "naive"
-    if implementation == "cpu" and device != "cpu":
-        raise InputError("implementation 'cpu' runs on --device cpu alone; choose 'naive' or 'auto'")
+    implementation = _implementation(config, device)
     data = config.data
     genome = data.genome if data.genome == DEMO else str(Path(data.genome).absolute())  # a run is resumed from anywhere
     data = replace(data, genome=genome, split=None if data.split is None else str(Path(data.split).absolute()))
     return replace(config, data=data, device=device, precision=precision, implementation=implementation)
+
+
+def _implementation(config: PretrainConfig, device: str) -> str:
+    """Name the kernels that the run, and every later part of it, uses."""
+    mamba = config.model.mamba
+    if mamba.num_states > MAX_STATES or not 2 <= mamba.num_taps <= MAX_TAPS:
+        fits, why = False, f"at most {MAX_STATES} states and {MAX_TAPS} taps fit"
+    else:
+        fits, why = HAS_TRITON, "the package triton is not installed"
+    if config.implementation == "auto":
+        return "cpu" if device == "cpu" else "triton" if fits else "naive"
+    if config.implementation == "cpu" and device != "cpu":
+        raise InputError("implementation 'cpu' runs on --device cpu alone; choose 'triton', 'naive' or 'auto'")
+    if config.implementation == "triton" and device != "cuda" and not interpreted():
+        raise InputError("implementation 'triton' runs on --device cuda alone; choose 'cpu', 'naive' or 'auto'")
+    if config.implementation == "triton" and not fits:
+        raise InputError(f"implementation 'triton' cannot run this model: {why}; choose 'naive' or 'auto'")
+    return config.implementation
 
 
 def _plan(config: PretrainConfig, genome: GenomeStore, split: Split) -> tuple[Plan, TrainingSteps]:

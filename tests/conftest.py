@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -26,6 +29,17 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     return request.param
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def triton_device(request):
+    """Where Triton kernels run: in the interpreter, on small shapes, or on a GPU."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if request.param == "interpreter" and torch.cuda.is_available():
+        pytest.skip("with a GPU the kernels are compiled, not interpreted")
+    return "cuda" if request.param == "cuda" else "cpu"
 
 
 @pytest.fixture(autouse=True)

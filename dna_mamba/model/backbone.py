@@ -23,24 +23,54 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self.implementation = "auto"
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Give x over its root mean square, times the weight."""
-        return rms_norm(x_BTD, self.weight, self.eps)
+    def forward(self, y: Tensor, residual: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Add y to the residual stream, which stays in float32, and normalise the sum.
+
+        Args:
+            y: What the layer before adds (..., D).
+            residual: The stream before it; none at the first layer, where y is the stream.
+            dtype: Of the norm; that of the stream by default.
+
+        Returns:
+            The norm and the stream.
+        """
+        if residual is None:
+            norm = rms_norm(y, self.weight, self.eps, dtype=dtype, implementation=self.implementation)
+            assert isinstance(norm, Tensor)
+            return norm, y
+        dtype = dtype or residual.dtype
+        norm, total = rms_norm(
+            y, self.weight, self.eps, residual=residual, dtype=dtype, implementation=self.implementation
+        )
+        return norm, total
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)): the one residual form in the model, whatever the mixer is."""
+    """x + mixer(norm(x)): the one residual form in the model, whatever the mixer is.
+
+    What the mixer adds is handed on beside the stream, since the next norm adds and normalises in one pass over memory.
+    """
 
     def __init__(self, layer: MambaConfig, width: int, eps: float):
         super().__init__()
         self.mixer = layer.build(width)
         self.norm = RMSNorm(width, eps)
 
-    def forward(self, x_BTD: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
-        """Add the mixer's output to the residual stream, which stays in float32."""
-        y_BTD, state = self.mixer(self.norm(x_BTD), state)
-        return x_BTD + y_BTD, state
+    def forward(
+        self, y_BTD: Tensor, residual_BTD: Tensor | None, state: MambaState | None = None
+    ) -> tuple[Tensor, Tensor, MambaState]:
+        """Give what the mixer adds, the residual stream that it is to be added to, and the mixer's state."""
+        norm_BTD, residual_BTD = self.norm(y_BTD, residual_BTD, _matrix_dtype(y_BTD))
+        y_BTD, state = self.mixer(norm_BTD, state)
+        return y_BTD, residual_BTD, state
+
+
+def _matrix_dtype(x: Tensor) -> torch.dtype | None:
+    """Give the dtype of matrix products under autocast, so that the norm writes what they read."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 class Backbone(nn.Module):
@@ -54,12 +84,22 @@ class Backbone(nn.Module):
 
     def forward(self, tokens_BT: Tensor, state: Sequence[MambaState] | None = None) -> tuple[Tensor, ModelState]:
         """Give the vectors after the final norm and the state for the bases that follow."""
-        x_BTD = self.embedding(tokens_BT.long())
+        y_BTD, residual_BTD = self.embedding(tokens_BT.long()), None
         new_state = []
         for i, layer in enumerate(self.layers):
-            x_BTD, layer_state = layer(x_BTD, None if state is None else state[i])
+            y_BTD, residual_BTD, layer_state = layer(y_BTD, residual_BTD, None if state is None else state[i])
             new_state.append(layer_state)
-        return self.norm_f(x_BTD), new_state
+        return self.norm_f(y_BTD, residual_BTD)[0], new_state
+
+    @torch.no_grad()
+    def step(self, tokens_B: Tensor, state: Sequence[MambaState]) -> Tensor:
+        """Give the vector of one base a sequence; the state is changed in place."""
+        y_BD, residual_BD = self.embedding(tokens_B.long()), None
+        for layer, layer_state in zip(self.layers, state, strict=True):
+            assert isinstance(layer, Block)
+            norm_BD, residual_BD = layer.norm(y_BD, residual_BD, _matrix_dtype(y_BD))
+            y_BD = layer.mixer.step(norm_BD, layer_state)
+        return self.norm_f(y_BD, residual_BD)[0]
 
 
 class DnaMamba(nn.Module):
@@ -73,6 +113,7 @@ class DnaMamba(nn.Module):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config
+        self.implementation = "auto"
         self.backbone = Backbone(config)
         self.lm_head = nn.Linear(config.width, config.vocabulary_size, bias=False)
         self.lm_head.weight = self.backbone.embedding.weight
@@ -101,10 +142,33 @@ class DnaMamba(nn.Module):
             logits_BTV = F.linear(x_BTD, self.lm_head.weight)
         return logits_BTV, new_state
 
+    def new_state(self, num_sequences: int, dtype: torch.dtype = torch.float32) -> ModelState:
+        """Give the state before the first base, for `step`; dtype is that of matrix products, bfloat16 under autocast."""
+        mixers = (module for module in self.modules() if isinstance(module, MambaMixer))
+        return [mixer.new_state(num_sequences, dtype) for mixer in mixers]
+
+    def step(self, tokens_B: Tensor, state: Sequence[MambaState]) -> Tensor:
+        """Score the base after one more base of each sequence.
+
+        The same function as `forward` at length 1, but the state is changed in place, so that nothing is allocated that a
+        CUDA graph could not hold; see `generation.CapturedStep`. Without gradients.
+
+        Args:
+            tokens_B: Token ids, any integer dtype.
+            state: Of `new_state`, or of `forward` on the bases before.
+
+        Returns:
+            logits_BV in float32.
+        """
+        x_BD = self.backbone.step(tokens_B, state)
+        with torch.no_grad(), torch.autocast(x_BD.device.type, enabled=False):
+            return F.linear(x_BD, self.lm_head.weight)
+
     def use_implementation(self, implementation: str) -> "DnaMamba":
-        """Run the kernels of every layer with this implementation: 'auto', 'naive' or 'cpu'."""
+        """Run the kernels of every layer with this implementation: 'auto', 'naive', 'cpu' or 'triton'."""
+        self.implementation = implementation
         for module in self.modules():
-            if isinstance(module, MambaMixer):
+            if isinstance(module, MambaMixer | RMSNorm):
                 module.implementation = implementation
         return self
 

@@ -21,10 +21,10 @@ def sum_of_losses(
 ) -> tuple[Tensor, ModelState]:
     """Sum the weighted losses of positions 1 to T - 1 (T - 1 predicts nothing); run all T - 1 predecessors at once."""
     logits_BTV, new_state = model(tokens_BT[:, :-1], state)
-    losses_BT = cross_entropy(logits_BTV, tokens_BT[:, 1:])
-    # a target without weight adds nothing, even where its loss is infinite
-    weighted_BT = torch.where(weights_BT[:, 1:] > 0, losses_BT * weights_BT[:, 1:], 0.0)
-    return weighted_BT.sum(), new_state
+    losses_BT = cross_entropy(
+        logits_BTV, tokens_BT[:, 1:], weights_BT[:, 1:].to(logits_BTV.dtype), implementation=model.implementation
+    )
+    return losses_BT.sum(), new_state
 
 
 @torch.no_grad()

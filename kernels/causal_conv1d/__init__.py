@@ -8,6 +8,9 @@ from dna_mamba.kernels.dispatch import choose
 
 from .naive import causal_conv1d_naive
 
+MAX_TAPS = 4
+"""Of the Triton kernels."""
+
 
 def causal_conv1d(
     x_BTD: Tensor,
@@ -30,7 +33,7 @@ def causal_conv1d(
         initial_state: The K - 1 inputs before the first position (B, K - 1, D); none is zero.
         return_final_state: Return the last K - 1 inputs too, which are the initial state of what follows.
         seq_idx: Number of the sequence each position belongs to (B, T); inputs of another sequence count as zero.
-        implementation: 'auto', 'naive' or 'cpu'.
+        implementation: 'auto', 'naive', 'cpu' or 'triton' (GPU, 2 to 4 taps; 'auto' takes 'naive' beyond).
 
     Returns:
         y_BTD in the dtype of x; with `return_final_state` also the state (B, K - 1, D) in that dtype.
@@ -48,22 +51,29 @@ def causal_conv1d(
     num_sequences, T, num_channels = x_BTD.shape
     num_taps = weight_DK.shape[1]
     state_shape = (num_sequences, num_taps - 1, num_channels)
+    if initial_state is not None and tuple(initial_state.shape) != state_shape:
+        raise ValueError(f"initial_state is {tuple(initial_state.shape)}; it must be {state_shape}")
+    if seq_idx is not None and tuple(seq_idx.shape) != (num_sequences, T):
+        raise ValueError(f"seq_idx is {tuple(seq_idx.shape)}; it must be {(num_sequences, T)}")
+    unfit = "" if 2 <= num_taps <= MAX_TAPS else f"{num_taps} taps; 2 to {MAX_TAPS} fit"
+    name = choose(implementation, x_BTD, unfit)
+    if name == "triton":
+        from .fused import causal_conv1d_triton  # here, so that a machine without Triton never imports it
+
+        y_BTD = causal_conv1d_triton(x_BTD, weight_DK, bias_D, initial_state, seq_idx, activation == "silu")
+        return (y_BTD, _last_inputs(x_BTD, initial_state, seq_idx, num_taps)) if return_final_state else y_BTD
     if initial_state is None:
         initial_state = x_BTD.new_zeros(state_shape)
-    elif tuple(initial_state.shape) != state_shape:
-        raise ValueError(f"initial_state is {tuple(initial_state.shape)}; it must be {state_shape}")
     x_BPD = torch.cat([initial_state.to(x_BTD.dtype), x_BTD], dim=1)
     same_BP = valid_BTK = None
     if seq_idx is not None:
-        if tuple(seq_idx.shape) != (num_sequences, T):
-            raise ValueError(f"seq_idx is {tuple(seq_idx.shape)}; it must be {(num_sequences, T)}")
         idx_BP = torch.cat([seq_idx[:, :1].expand(-1, num_taps - 1), seq_idx], dim=1)
         # Equal numbers are one sequence only without a change between them, hence the running count of changes.
         run_BP = torch.nn.functional.pad((idx_BP[:, 1:] != idx_BP[:, :-1]).cumsum(1), (1, 0))
         valid_BTK = torch.stack([run_BP[:, k : k + T] == run_BP[:, num_taps - 1 :] for k in range(num_taps)], dim=-1)
         same_BP = run_BP == run_BP[:, -1:]
     run = causal_conv1d_naive
-    if choose(implementation, x_BTD) == "cpu":
+    if name == "cpu":
         from .cpu import causal_conv1d_cpu  # here, so that numba is loaded when first used
 
         run = causal_conv1d_cpu
@@ -74,3 +84,66 @@ def causal_conv1d(
     if same_BP is not None:
         final_BKD = final_BKD * same_BP[:, T:, None]
     return y_BTD, final_BKD
+
+
+@torch.no_grad()
+def causal_conv1d_step(
+    state_BKD: Tensor,
+    x_BD: Tensor,
+    weight_DK: Tensor,
+    bias_D: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Convolve one position and move the state on, in place; `causal_conv1d` at length 1, without gradients.
+
+    Args:
+        state_BKD: The K - 1 inputs before the position, contiguous; holds those before the next when this returns.
+        x_BD: Input, float32 or bfloat16 (`naive`: any floating dtype).
+        weight_DK: Taps of each channel, the present position last.
+        bias_D: Added to the sum.
+        activation: 'silu' or none.
+        implementation: 'auto', 'naive', 'cpu' (as 'naive') or 'triton' (GPU).
+
+    Returns:
+        y_BD in the dtype of x.
+
+    Raises:
+        ValueError: Shapes disagree, the activation is unknown, or the implementation cannot take these tensors.
+    """
+    if x_BD.dim() != 2 or not state_BKD.is_contiguous():
+        raise ValueError(f"x must be (batch, channels), not {tuple(x_BD.shape)}, and the state contiguous")
+    if tuple(state_BKD.shape) != (x_BD.shape[0], weight_DK.shape[1] - 1, x_BD.shape[1]):
+        raise ValueError(f"state is {tuple(state_BKD.shape)}; with x {tuple(x_BD.shape)} and {weight_DK.shape[1]} taps it "
+                         f"must be {(x_BD.shape[0], weight_DK.shape[1] - 1, x_BD.shape[1])}")  # fmt: skip
+    if choose(implementation, x_BD) == "triton" and activation in (None, "silu") and weight_DK.shape[1] >= 2:
+        from .step import causal_conv1d_step_triton  # here, so that a machine without Triton never imports it
+
+        return causal_conv1d_step_triton(state_BKD, x_BD, weight_DK, bias_D, activation == "silu")
+    y_BTD, moved_BKD = causal_conv1d(
+        x_BD[:, None],
+        weight_DK,
+        bias_D,
+        activation=activation,
+        initial_state=state_BKD,
+        return_final_state=True,
+        implementation="naive",
+    )
+    state_BKD.copy_(moved_BKD)
+    return y_BTD[:, 0]
+
+
+def _last_inputs(x_BTD: Tensor, first: Tensor | None, seq_idx: Tensor | None, num_taps: int) -> Tensor:
+    """Give the last K - 1 inputs, those of another sequence than the last as zero."""
+    T, wanted = x_BTD.shape[1], num_taps - 1
+    last = x_BTD[:, max(0, T - wanted) :]
+    if wanted > T:
+        missing = x_BTD.new_zeros(x_BTD.shape[0], wanted, x_BTD.shape[2]) if first is None else first.to(x_BTD.dtype)
+        last = torch.cat([missing[:, T:], last], dim=1)
+    if seq_idx is None:
+        return last.clone()  # a view would keep the whole piece in memory for as long as its last bases
+    idx = torch.cat([seq_idx[:, :1].expand(-1, wanted), seq_idx], dim=1)[:, -num_taps:]
+    changes = (idx[:, 1:] != idx[:, :-1]).flip(1).cumsum(1).flip(1)  # from each of the last K - 1 positions to the end
+    same = torch.nn.functional.pad(changes[:, 1:], (0, 1)) == 0
+    return last * same[..., None]

@@ -8,6 +8,9 @@ from dna_mamba.kernels.dispatch import choose
 
 from .naive import selective_scan_naive
 
+MAX_STATES = 64
+"""Of a channel in the Triton kernels, which hold all of them in registers."""
+
 
 def selective_scan(
     u: Tensor,
@@ -42,7 +45,8 @@ def selective_scan(
         initial_state: State before the first position (B, D, N), float32; none is zero.
         return_final_state: Return the state after the last position as well.
         seq_idx: Number of the sequence each position belongs to (B, T), int32; the state is zero where it changes.
-        implementation: 'auto', 'naive' (a torch loop, any device and dtype) or 'cpu' (compiled by numba, fused).
+        implementation: 'auto', 'naive' (a torch loop, any device and dtype), 'cpu' (compiled by numba, fused) or 'triton'
+            (GPU, up to 64 states; 'auto' takes 'naive' beyond).
 
     Returns:
         y (B, T, D) in the dtype of u; with `return_final_state` also the state (B, D, N) in float32 (float64 for
@@ -54,13 +58,83 @@ def selective_scan(
     """
     check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx)
-    if choose(implementation, u) == "naive":
+    num_states = A.shape[1]
+    name = choose(
+        implementation, u, f"{num_states} states; at most {MAX_STATES} fit" if num_states > MAX_STATES else ""
+    )
+    if name == "naive":
         y, state = selective_scan_naive(*arguments)
+    elif name == "triton":
+        from .fused import selective_scan_triton  # here, so that a machine without Triton never imports it
+
+        y, state = selective_scan_triton(*arguments)
     else:
         from .cpu import selective_scan_cpu  # here, so that numba is loaded when first used
 
         y, state = selective_scan_cpu(*arguments)
     return (y, state) if return_final_state else y
+
+
+@torch.no_grad()
+def selective_scan_step(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    implementation: str = "auto",
+) -> Tensor:
+    """Move the state by one position, in place, and read out; `selective_scan` at length 1, without gradients.
+
+    Args:
+        state: State before the position (B, D, N), float32 and contiguous; holds the state after it when this returns.
+        u: Input (B, D), float32 or bfloat16 (`naive`: any floating dtype); delta and z likewise.
+        delta: Step size, before bias and softplus.
+        A: Decay rates (D, N).
+        B: Input weights (B, N).
+        C: Output weights (B, N).
+        D: Skip weights (D,).
+        z: Gate (B, D).
+        delta_bias: Added to delta (D,), in float32.
+        delta_softplus: Pass delta, with its bias, through softplus.
+        implementation: 'auto', 'naive', 'cpu' (as 'naive') or 'triton' (GPU).
+
+    Returns:
+        y (B, D) in the dtype of u.
+
+    Raises:
+        ValueError: Shapes disagree, or the implementation cannot take these tensors.
+    """
+    u_, delta_, B_, C_ = (x[:, None] for x in (u, delta, B, C))
+    z_ = None if z is None else z[:, None]
+    check_shapes(u_, delta_, A, B_, C_, D, z_, delta_bias, state, None)
+    if state.dtype != torch.promote_types(u.dtype, torch.float32) or not state.is_contiguous():
+        raise ValueError(f"state must be contiguous and float32 (float64 for float64 inputs), not {state.dtype}")
+    if choose(implementation, u) == "triton":
+        from .step import selective_scan_step_triton  # here, so that a machine without Triton never imports it
+
+        return selective_scan_step_triton(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    y, moved = selective_scan_naive(
+        u_,
+        delta_,
+        A,
+        B_,
+        C_,
+        D,
+        z_,
+        delta_bias,
+        delta_softplus,
+        state,
+        None,
+    )
+    state.copy_(moved)
+    return y[:, 0]
 
 
 def check_shapes(

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from dna_mamba.kernels.causal_conv1d import causal_conv1d
+from tests.kernels import tolerances
 
-TOLERANCE = 1e-5  # see test_selective_scan
+TOLERANCE = tolerances.TOLERANCE[torch.float32]
 
 
 def make_inputs(B, T, D, K):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dna_mamba.errors import InputError
-from dna_mamba.kernels.causal_conv1d import causal_conv1d
-from dna_mamba.kernels.selective_scan import selective_scan
+from dna_mamba.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from dna_mamba.kernels.selective_scan import selective_scan, selective_scan_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,3 +105,39 @@ class MambaMixer(nn.Module):
             implementation=self.implementation,
         )
         return self.out_proj(y_BTE), MambaState(conv_BKE, scan_BEN)
+
+    def new_state(self, num_sequences: int, dtype: torch.dtype) -> MambaState:
+        """Give the state before the first base, for `step`; dtype is that of the convolution's inputs."""
+        weight = self.conv1d.weight
+        num_before = weight.shape[-1] - 1
+        return MambaState(
+            torch.zeros(num_sequences, num_before, self.inner_width, dtype=dtype, device=weight.device),
+            torch.zeros(num_sequences, self.inner_width, self.num_states, device=weight.device),
+        )
+
+    def step(self, x_BD: Tensor, state: MambaState) -> Tensor:
+        """Mix one position; the state is changed in place. Without gradients."""
+        x_BE, z_BE = self.in_proj(x_BD).chunk(2, dim=-1)
+        x_BE = causal_conv1d_step(
+            state.conv_BKE,
+            x_BE,
+            self.conv1d.weight[:, 0],
+            self.conv1d.bias,
+            activation="silu",
+            implementation=self.implementation,
+        )
+        delta_BR, B_BN, C_BN = self.x_proj(x_BE).split([self.delta_rank, self.num_states, self.num_states], dim=-1)
+        y_BE = selective_scan_step(
+            state.scan_BEN,
+            x_BE,
+            F.linear(delta_BR, self.dt_proj.weight),
+            -torch.exp(self.A_log.float()),
+            B_BN,
+            C_BN,
+            D=self.D,
+            z=z_BE,
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+            implementation=self.implementation,
+        )
+        return self.out_proj(y_BE)

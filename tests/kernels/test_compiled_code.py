@@ -1,0 +1,83 @@
+"""What the compiler makes of the scan's kernels for an H100 or H200 (sm_90); no GPU is needed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+# In a process of its own, where the kernels are not interpreted. Prints, for each kernel, its registers and the
+# instructions of its innermost loops.
+PROGRAM = """
+import json, re, subprocess, sys, tempfile
+from pathlib import Path
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from dna_mamba.kernels.selective_scan import fused, fused_backward, fused_forward
+
+tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+bfloat16 = {"u_ptr", "delta_ptr", "z_ptr", "y_ptr", "dy_ptr", "du_ptr", "ddelta_ptr", "dz_ptr"}
+aligned = {"num_channels", "row_width", *(f"{x}_{d}" for x in ("u", "delta", "z", "dy", "dz") for d in "bt")}
+given = dict(N=16, P=16, BLOCK=128, WARPS=2, FULL=True, SEGMENT=fused.SEGMENT, SOFTPLUS=True, GATE=True, RESETS=False, KEEP=True)
+kernel = getattr(fused_backward if hasattr(fused_backward, sys.argv[1]) else fused_forward, sys.argv[1])
+names = kernel.arg_names
+constants = {name: value for name, value in given.items() if name in names}
+signature = {
+    name: "constexpr" if name in constants else "*bf16" if name in bfloat16 else "*i8" if name == "reset_ptr"
+    else "*fp32" if name.endswith("_ptr") else "i32"
+    for name in names
+}
+attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith("_ptr") or name in aligned}
+options = dict(num_warps=2, maxnreg=fused.REGISTERS[sys.argv[1]], enable_fp_fusion=True)
+source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+with tempfile.TemporaryDirectory() as folder:
+    binary = Path(folder) / "kernel.cubin"
+    binary.write_bytes(compiled.asm["cubin"])
+    usage = subprocess.run([tools / "cuobjdump", "-res-usage", binary], capture_output=True, text=True).stdout
+    listing = subprocess.run([tools / "nvdisasm", "-c", binary], capture_output=True, text=True, check=True).stdout
+code, labels = [], {}
+for line in listing.splitlines():
+    if label := re.match(r"\\s*(\\.L_x_\\d+):", line):
+        labels[label[1]] = len(code)
+    if found := re.search(r"/\\*[0-9a-f]{4,}\\*/\\s+(.*?);", line):
+        code.append(found[1])
+loops = []
+for i, text in enumerate(code):
+    target = re.search(r"BRA.*?(\\.L_x_\\d+)", text)
+    if target and labels.get(target[1], i + 1) <= i:
+        loops.append((labels[target[1]], i))
+inner = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
+hot = [code[a : b + 1] for a, b in inner if b - a > 100]
+names = [[re.sub(r"^@!?U?P\\d+ ", "", x).split()[0].split(".")[0] for x in body] for body in hot]
+print(json.dumps({"registers": int(re.search(r"REG:(\\d+)", usage)[1]), "loops": names}))
+"""
+
+
+@pytest.mark.parametrize(
+    "kernel, num_loops", [("chunk_states", 1), ("outputs", 1), ("chunk_adjoints", 1), ("gradients", 2)]
+)
+def test_the_hot_loops_have_no_barrier_and_no_spill(kernel, num_loops):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, kernel],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["loops"]) == num_loops
+    for loop in found["loops"]:
+        assert loop.count("MUFU") >= 32, "two channels of 16 states: an exponential each"
+        bad = {name: loop.count(name) for name in ("BAR", "LDL", "STL", "LDS", "STS", "WARPSYNC", "ATOMG", "RED")}
+        assert not any(bad.values()), bad
+        # the sums over channels of the backward: 16 exchanges, not 80
+        assert loop.count("SHFL") == (16 if kernel == "gradients" else 0)
