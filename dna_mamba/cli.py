@@ -435,52 +435,210 @@ def doctor(*, json: Flag = False) -> None:
         raise StoppedError("something needs mending; see the lines marked MEND")
 
 
+Shape = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)]
+
+
+def _bench_kernels(
+    what: str, *, shape: tuple[str, ...] = (), alone: bool = False, json: bool = False, **options: Any
+) -> None:
+    from dna_mamba.pipelines import benchmark_kernels as pipeline
+    from dna_mamba.pipelines import reports
+
+    try:
+        shapes: Any = tuple(tuple(int(part) for part in text.split(",")) for text in shape)
+        if any(len(sizes) != 3 for sizes in shapes):
+            raise ValueError
+    except ValueError as error:
+        raise InputError(f"--shape {' '.join(shape)!r} is not BATCH,CHANNELS,LENGTH, such as 1,256,1048576") from error
+    config = pipeline.KernelBenchConfig(what=what, shapes=shapes, competitors=not alone, **options)
+    result = pipeline.run(config, on_phase=_say)
+    _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+
+
 @bench_app.command
 def scan(
     *,
-    device: str = "cpu",
+    device: str = "auto",
+    precision: str = "auto",
+    shape: Shape = (),
     batch: int = 1,
     length: int = 16384,
     channels: int = 256,
     states: int = 16,
-    repeats: int = 5,
+    repeats: int = 7,
+    alone: Flag = False,
     with_: Annotated[
         tuple[str, ...], Parameter(name="--with", consume_multiple=True, negative="", show_default=False)
     ] = (),
     json: Flag = False,
 ) -> None:
-    """Time the selective scan: every implementation on the same inputs, as ratios of one run, and its memory.
+    """Time the selective scan, forward and backward, and its memory.
+
+    On a GPU: ours beside the plain loop, torch's associative_scan compiled, attention and an FFT convolution at the same
+    width and bases, and mamba_ssm where it is installed, as times of the floor that the GPU's exponentials and memory set. On a
+    CPU: compiled beside plain, as ratios of one run.
 
     Parameters
     ----------
     device
-        cpu or cuda.
+        auto, cpu or cuda.
+    precision
+        fp32 or bf16 inputs, on a GPU; auto is bf16.
+    shape
+        BATCH,CHANNELS,LENGTH, one or more, on a GPU; without it a list of typical ones.
     batch
-        Sequences.
+        Sequences, on a CPU.
     length
-        Positions.
+        Positions, on a CPU.
     channels
-        Channels.
+        Channels, on a CPU.
     states
         States a channel.
     repeats
         Runs of each; the median is printed.
+    alone
+        Leave the competitors out.
     with_
-        Slow extras: transformers (a Mamba block in its plain-torch path at length 4,096; minutes), million (time a base
-        at 1,048,576 positions).
+        Slow extras on a CPU: transformers (a Mamba block in its plain-torch path at length 4,096; minutes), million (time a
+        base at 1,048,576 positions).
     json
         Print JSON.
     """
+    if device != "cpu":
+        import torch
+
+        if device == "cuda" or torch.cuda.is_available():
+            _bench_kernels("scan", device=device, precision=precision, shape=shape, states=states, repeats=repeats,
+                           alone=alone, json=json)  # fmt: skip
+            return
     from dna_mamba.pipelines import benchmark as pipeline
     from dna_mamba.pipelines import reports
 
     result = pipeline.run_scan(
         pipeline.ScanBenchConfig(
-            device=device, batch=batch, length=length, channels=channels, states=states, repeats=repeats, extras=with_
+            batch=batch, length=length, channels=channels, states=states, repeats=repeats, extras=with_
         ),
         on_phase=_say,
     )
     _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+
+
+@bench_app.command
+def conv(
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    shape: Shape = (),
+    repeats: int = 7,
+    alone: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Time the causal convolution (4 taps, silu) against the memory it must move.
+
+    Parameters
+    ----------
+    device
+        auto, cpu or cuda.
+    precision
+        fp32 or bf16; auto is bf16 on a GPU.
+    shape
+        BATCH,CHANNELS,LENGTH, one or more; without it a list of typical ones.
+    repeats
+        Runs of each; the median is printed.
+    alone
+        Leave the plain version and causal_conv1d out.
+    json
+        Print JSON.
+    """
+    _bench_kernels("conv", device=device, precision=precision, shape=shape, repeats=repeats, alone=alone, json=json)
+
+
+@bench_app.command
+def norm(
+    *, device: str = "auto", precision: str = "auto", repeats: int = 7, alone: Flag = False, json: Flag = False
+) -> None:
+    """Time the norm with its residual sum against the memory it must move.
+
+    Parameters
+    ----------
+    device
+        auto, cpu or cuda.
+    precision
+        fp32 or bf16 inputs beside the float32 residual; auto is bf16 on a GPU.
+    repeats
+        Runs of each; the median is printed.
+    alone
+        Leave the plain version out.
+    json
+        Print JSON.
+    """
+    _bench_kernels("norm", device=device, precision=precision, repeats=repeats, alone=alone, json=json)
+
+
+@bench_app.command
+def loss(*, device: str = "auto", repeats: int = 7, alone: Flag = False, json: Flag = False) -> None:
+    """Time the next-base loss against the memory it must move.
+
+    Parameters
+    ----------
+    device
+        auto, cpu or cuda.
+    repeats
+        Runs of each; the median is printed.
+    alone
+        Leave the plain version out.
+    json
+        Print JSON.
+    """
+    _bench_kernels("loss", device=device, repeats=repeats, alone=alone, json=json)
+
+
+@bench_app.command
+def step(*, device: str = "auto", precision: str = "auto", repeats: int = 7, json: Flag = False) -> None:
+    """Time one base through whole models, as generation does it: as called, and on a GPU as one CUDA graph.
+
+    Parameters
+    ----------
+    device
+        auto, cpu or cuda.
+    precision
+        fp32 or bf16; auto is bf16 on a GPU.
+    repeats
+        Runs of each; the median is printed.
+    json
+        Print JSON.
+    """
+    _bench_kernels("step", device=device, precision=precision, repeats=repeats, json=json)
+
+
+@bench_app.command
+def block(
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    shape: Shape = (),
+    states: int = 16,
+    repeats: int = 7,
+    json: Flag = False,
+) -> None:
+    """Time a whole Mamba block, projections included, as it is trained.
+
+    Parameters
+    ----------
+    device
+        auto, cpu or cuda.
+    precision
+        fp32 or bf16; auto is bf16 on a GPU.
+    shape
+        BATCH,WIDTH,LENGTH, one or more; without it widths of 128, 256 and 1024 at 1,048,576 bases.
+    states
+        States a channel.
+    repeats
+        Runs of each; the median is printed.
+    json
+        Print JSON.
+    """
+    _bench_kernels("block", device=device, precision=precision, shape=shape, states=states, repeats=repeats, json=json)
 
 
 @bench_app.command(name="genome")

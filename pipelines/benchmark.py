@@ -26,7 +26,6 @@ EXTRAS = ("transformers", "million")
 class ScanBenchConfig:
     """Shape of the scan and what to run beside it."""
 
-    device: str = "cpu"
     batch: int = 1
     length: int = 16384
     channels: int = 256
@@ -40,8 +39,6 @@ class ScanBenchConfig:
                 raise InputError(f"--with {extra!r} is unknown{nearest(extra, EXTRAS)}; choose {', '.join(EXTRAS)}")
         if min(self.batch, self.length, self.channels, self.states, self.repeats) < 1:
             raise InputError("--batch, --length, --channels, --states and --repeats must be at least 1")
-        if self.device not in ("cpu", "cuda"):
-            raise InputError(f"--device {self.device!r} is unknown; choose cpu or cuda")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,21 +62,20 @@ class BenchResult:
     rows: tuple[dict[str, Any], ...]
 
 
-def _result(title: str, device: str, rows: Sequence[dict[str, Any]]) -> BenchResult:
+def make_result(title: str, device: str, rows: Sequence[dict[str, Any]]) -> BenchResult:
+    """Put the rows into one table, with what they ran on."""
     hardware = ", ".join(f"{key} {value}" for key, value in run_directory.hardware(device).items())
     columns = list(dict.fromkeys(key for row in rows for key in row))
     filled = tuple({column: row.get(column) for column in columns} for row in rows)
     return BenchResult(title=title, hardware=hardware, versions=run_directory.versions(), rows=filled)
 
 
-def _seconds(function: Callable[[], Any], repeats: int, device: str) -> float:
+def _seconds(function: Callable[[], Any], repeats: int) -> float:
     """Time a call: the median of some runs after one to warm up."""
     times = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
         function()
-        if device == "cuda":
-            torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
 
@@ -97,8 +93,8 @@ def _peak_growth_here(config: "ScanBenchConfig", implementation: str) -> int:
     import psutil
 
     # compile first, on a shape too small to count
-    _scan_calls(scan_inputs(1, 2, config.channels, config.states, "cpu"), implementation)[1]()
-    inputs = scan_inputs(config.batch, config.length, config.channels, config.states, "cpu")
+    _scan_calls(scan_inputs(1, 2, config.channels, config.states), implementation)[1]()
+    inputs = scan_inputs(config.batch, config.length, config.channels, config.states)
     _, both = _scan_calls(inputs, implementation)
     process = psutil.Process()
     before = peak = process.memory_info().rss
@@ -119,20 +115,20 @@ def _peak_growth_here(config: "ScanBenchConfig", implementation: str) -> int:
     return peak - before
 
 
-def scan_inputs(batch: int, length: int, channels: int, states: int, device: str) -> dict[str, Tensor]:
+def scan_inputs(batch: int, length: int, channels: int, states: int) -> dict[str, Tensor]:
     """Draw inputs of the size that a trained layer has: decays from none to complete, never zeros."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device)
+        return torch.randn(shape, generator=generator)
 
     return {
         "u": normal(batch, length, channels),
         "delta": normal(batch, length, channels),
-        "A": -torch.arange(1, states + 1, dtype=torch.float32, device=device).repeat(channels, 1),
+        "A": -torch.arange(1, states + 1, dtype=torch.float32).repeat(channels, 1),
         "B": normal(batch, length, states),
         "C": normal(batch, length, states),
-        "D": torch.ones(channels, device=device),
+        "D": torch.ones(channels),
         "z": normal(batch, length, channels),
         "delta_bias": normal(channels) - 4.0,
     }
@@ -140,7 +136,7 @@ def scan_inputs(batch: int, length: int, channels: int, states: int, device: str
 
 def _scan_calls(inputs: dict[str, Tensor], implementation: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
-    gradient = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1)).to(inputs["u"].device)
+    gradient = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1))
 
     def forward() -> Tensor:
         with torch.no_grad():
@@ -157,12 +153,10 @@ def _scan_calls(inputs: dict[str, Tensor], implementation: str) -> tuple[Callabl
 
 
 def run_scan(config: ScanBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
-    """Time forward and forward+backward of every implementation that runs on the device."""
+    """Time forward and forward+backward of every implementation that runs on a CPU."""
     say = on_phase or (lambda words: None)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda was asked for, but torch sees no GPU; dna-mamba doctor says why")
-    implementations = ["naive", "cpu"] if config.device == "cpu" else ["naive"]
-    inputs = scan_inputs(config.batch, config.length, config.channels, config.states, config.device)
+    implementations = ["naive", "cpu"]
+    inputs = scan_inputs(config.batch, config.length, config.channels, config.states)
     size = sum(tensor.numel() * 4 for tensor in inputs.values())
     rows: list[dict[str, Any]] = []
     for name in implementations:
@@ -170,15 +164,9 @@ def run_scan(config: ScanBenchConfig, *, on_phase: Callable[[str], None] | None 
         forward, both = _scan_calls(inputs, name)
         repeats = 1 if name == "naive" else config.repeats
         row: dict[str, Any] = {"what": name}
-        row["forward ms"] = 1e3 * _seconds(forward, repeats, config.device)
-        row["forward+backward ms"] = 1e3 * _seconds(both, repeats, config.device)
-        if config.device == "cpu":
-            row["peak growth / (inputs + gradients)"] = _peak_growth(config, name) / (2 * size)
-        else:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            both()
-            row["peak growth / (inputs + gradients)"] = (torch.cuda.max_memory_allocated() - before) / (2 * size)
+        row["forward ms"] = 1e3 * _seconds(forward, repeats)
+        row["forward+backward ms"] = 1e3 * _seconds(both, repeats)
+        row["peak growth / (inputs + gradients)"] = _peak_growth(config, name) / (2 * size)
         rows.append(row)
     if len(rows) == 2:
         for column in ("forward", "forward+backward"):
@@ -188,22 +176,20 @@ def run_scan(config: ScanBenchConfig, *, on_phase: Callable[[str], None] | None 
     if "transformers" in config.extras:
         rows.extend(_transformers(say))
     shape = f"batch {config.batch}, length {config.length:,}, {config.channels} channels, {config.states} states"
-    return _result(f"selective scan, {shape}", config.device, rows)
+    return make_result(f"selective scan, {shape}", "cpu", rows)
 
 
 def _million(config: ScanBenchConfig, implementation: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for length in (16_384, 1_048_576):
         say(f"{implementation}: {length:,} positions")
-        forward, both = _scan_calls(
-            scan_inputs(1, length, config.channels, config.states, config.device), implementation
-        )
+        forward, both = _scan_calls(scan_inputs(1, length, config.channels, config.states), implementation)
         repeats = 1 if length > 16_384 else config.repeats
         rows.append(
             {
                 "what": f"{implementation} at {length:,}",
-                "forward ms": 1e3 * _seconds(forward, repeats, config.device),
-                "forward+backward ms": 1e3 * _seconds(both, repeats, config.device),
+                "forward ms": 1e3 * _seconds(forward, repeats),
+                "forward+backward ms": 1e3 * _seconds(both, repeats),
             }
         )
     for column in ("forward", "forward+backward"):
@@ -302,15 +288,15 @@ def run_genome(config: GenomeBenchConfig, *, on_phase: Callable[[str], None] | N
                 for first in range(0, len(starts), 256):
                     store.tokens_batch(["chr1"] * 256, starts[first : first + 256], window)
 
-            theirs = _seconds(by_pyfaidx, 7, "cpu") / count
-            ours, copy = _seconds(by_store, 7, "cpu") / count, _seconds(by_copy, 7, "cpu") / count
+            theirs = _seconds(by_pyfaidx, 7) / count
+            ours, copy = _seconds(by_store, 7) / count, _seconds(by_copy, 7) / count
             rows.append({"what": f"tokens of {window:,} bases", "ours us": ours * 1e6, "pyfaidx us": theirs * 1e6,
                          "times pyfaidx": theirs / ours, "copy us": copy * 1e6, "of a copy": ours / copy})  # fmt: skip
             if window == 1024:
-                batched = _seconds(in_batches, 7, "cpu") / count
+                batched = _seconds(in_batches, 7) / count
                 rows.append({"what": "tokens of 1,024 bases in batches of 256", "ours us": batched * 1e6,
                              "pyfaidx us": theirs * 1e6, "times pyfaidx": theirs / batched})  # fmt: skip
         tokens = store.tokens(Interval("chr1", 0, 2**20))
-        seconds = _seconds(lambda: reverse_complement_tokens(tokens), 20, "cpu")
+        seconds = _seconds(lambda: reverse_complement_tokens(tokens), 20)
         rows.append({"what": "reverse complement of 2^20 tokens", "ours us": seconds * 1e6})
-    return _result(f"genome store, {config.megabases} Mb of random sequence", "cpu", rows)
+    return make_result(f"genome store, {config.megabases} Mb of random sequence", "cpu", rows)

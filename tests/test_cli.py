@@ -1,5 +1,6 @@
 """The command line: documented completely, quick to start, and plain about mistakes."""
 
+import json
 import re
 import resource
 import subprocess
@@ -19,6 +20,7 @@ COMMANDS = [
     ("genome", "show"),
     ("genome", "audit"),
     ("bench", "scan"),
+    *(("bench", what) for what in ("conv", "norm", "loss", "step", "block")),
     ("bench", "genome"),
 ]
 
@@ -104,6 +106,12 @@ MISTAKES = {
     "no model": (["evaluate", "nothing"], "neither a run with a model nor a model directory"),
     "no store": (["genome", "verify", "nothing"], "is no genome store"),
     "protein": (["genome", "build", "{protein}", "--out", "p.dna"], "is this a protein file?"),
+    "bench shape": (["bench", "conv", "--shape", "1,2"], "is not BATCH,CHANNELS,LENGTH"),
+    "bench device": (["bench", "block", "--device", "tpu"], "device 'tpu'"),
+    "triton on a CPU": (
+        ["pretrain", "--device", "cpu", "--set", "implementation=tritn"],
+        "implementation 'tritn' is unknown",
+    ),
     "show outside": (["genome", "show", "{fasta}", "chr1:1-30000"], "reach outside chr1"),
 }
 
@@ -176,4 +184,7 @@ def test_every_documented_command_runs(fasta, tmp_path):
     assert (tmp_path / "report" / "context.png").exists()
     assert '"bits_per_base"' in run("evaluate", "run/model", "--region", "chr1:1-500", "--json")
     assert "times naive" in run("bench", "scan", "--length", "64", "--channels", "16", "--repeats", "1", "--json")
+    for what in ("conv", "norm", "loss", "step", "block"):
+        rows = json.loads(run("bench", what, "--repeats", "1", "--json"))["rows"]
+        assert rows and all(row["ms a step" if what == "step" else "forward+backward ms"] > 0 for row in rows)
     assert "pyfaidx" in run("bench", "genome", "--megabases", "4", "--json")

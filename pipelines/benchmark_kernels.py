@@ -1,0 +1,534 @@
+"""Time the kernels on this machine: ours beside others, on the same random inputs in one run, against the GPU's ceilings."""
+
+import functools
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dna_mamba.errors import InputError
+from dna_mamba.kernels.causal_conv1d import causal_conv1d
+from dna_mamba.kernels.cross_entropy import cross_entropy
+from dna_mamba.kernels.rms_norm import rms_norm
+from dna_mamba.kernels.selective_scan import selective_scan
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.config import BackboneConfig, parse_size
+from dna_mamba.model.generation import CapturedStep
+from dna_mamba.model.mixers.mamba import MambaConfig
+from dna_mamba.pipelines.benchmark import BenchResult, make_result
+
+TOO_SLOW_SECONDS = 10.0
+ROTATED_BYTES = 2**28
+"""Inputs smaller than this are rotated, so that none lies in a cache from the call before."""
+SHAPES = (
+    *((1, 256, 1_048_576), (1, 256, 1_000_000), (1, 512, 1_048_576), (8, 256, 131_072)),
+    *((64, 256, 16_384), (1024, 256, 1024), (1, 2048, 131_072), (8, 2048, 8192)),
+)
+"""(batch, channels, length) of docs/benchmarks.md."""
+SMALL_SHAPES = ((1, 128, 4096), (16, 128, 250))
+"""For a CPU."""
+WHAT = ("scan", "conv", "norm", "loss", "step", "block")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelBenchConfig:
+    """What to time and where."""
+
+    what: str
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: str = "auto"
+    """fp32 or bf16 inputs; auto is bf16 on a GPU."""
+    shapes: tuple[tuple[int, int, int], ...] = ()
+    """(batch, channels, length); of a block the channels are its model width. None is a list of typical ones."""
+    states: int = 16
+    repeats: int = 7
+    competitors: bool = True
+    """Time others too where there is a GPU."""
+
+    def __post_init__(self) -> None:
+        if self.what not in WHAT:
+            raise InputError(f"bench {self.what!r} is unknown; choose {', '.join(WHAT)}")
+        if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("auto", "fp32", "bf16"):
+            raise InputError(
+                f"device {self.device!r} and precision {self.precision!r} must be auto, cpu or cuda, and auto, fp32 or bf16"
+            )
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+        if self.repeats < 1 or self.states < 1 or any(min(shape) < 1 for shape in self.shapes):
+            raise InputError("repeats, states, batch, channels and length must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """A machine to time on, and what it can do at most."""
+
+    device: str
+    dtype: torch.dtype
+    config: KernelBenchConfig
+    bytes_a_second: float | None
+    exps_a_second: float | None
+    say: Callable[[str], None]
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        return ("naive", "triton") if self.device == "cuda" else ("naive", "cpu")
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Draw random numbers, never zeros."""
+        return torch.randn(shape, device=self.device, dtype=dtype or self.dtype)
+
+    def time(self, calls: list[Callable[[], Any]]) -> tuple[float, float] | str:
+        """Time calls on inputs of their own in turn: median and half the spread in ms, or why there is none."""
+        try:
+            started = time.perf_counter()
+            calls[0]()
+            self.wait()
+            first = time.perf_counter() - started
+            if first > TOO_SLOW_SECONDS:
+                started = time.perf_counter()
+                calls[0]()  # the first may have compiled
+                self.wait()
+                if time.perf_counter() - started > TOO_SLOW_SECONDS:
+                    return "too slow"
+            times = [self._once(calls[i % len(calls)]) for i in range(self.config.repeats)]
+        except torch.cuda.OutOfMemoryError:
+            return "does not fit"
+        except RuntimeError as error:
+            return "out of memory" if "memory" in str(error) else f"fails: {str(error).splitlines()[0][:60]}"
+        return statistics.median(times), (max(times) - min(times)) / 2
+
+    def wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def _once(self, call: Callable[[], Any]) -> float:
+        if self.device == "cpu":
+            started = time.perf_counter()
+            call()
+            return 1e3 * (time.perf_counter() - started)
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def row(
+        self,
+        name: str,
+        make: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]],
+        input_bytes: float,
+        floors_ms: tuple[float, float] | None = None,
+    ) -> dict[str, Any]:
+        """Time forward, and forward and backward, of what make gives for inputs of its own."""
+        self.say(name)
+        row: dict[str, Any] = {"what": name}
+        try:
+            pairs = [make() for _ in range(max(1, min(8, int(ROTATED_BYTES // max(1.0, input_bytes)))))]
+        except torch.cuda.OutOfMemoryError:
+            return {**row, "forward ms": "does not fit"}
+        for column, index in (("forward", 0), ("forward+backward", 1)):
+            found = self.time([pair[index] for pair in pairs])
+            if isinstance(found, str):
+                row[f"{column} ms"] = found
+                continue
+            row[f"{column} ms"], row[f"{column} +-"] = found
+            if floors_ms is not None:
+                row[f"{column}: times floor"] = found[0] / floors_ms[index]
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            try:
+                kept = pairs[0][1]()
+                row["peak beyond inputs MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+                del kept
+            except (torch.cuda.OutOfMemoryError, RuntimeError):
+                row["peak beyond inputs MiB"] = "does not fit"
+            del pairs
+            torch.cuda.empty_cache()
+        return row
+
+    def bytes_ms(self, count: float) -> float:
+        """Give the time in which so many bytes can be moved."""
+        assert self.bytes_a_second is not None
+        return 1e3 * count / self.bytes_a_second
+
+
+def run(config: KernelBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
+    """Measure the ceilings, then time what is asked for."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
+    say = on_phase or (lambda words: None)
+    rates: tuple[float | None, float | None] = (None, None)
+    if device == "cuda":
+        from dna_mamba.kernels import ceilings  # here: it imports Triton
+
+        say("copy bandwidth and exponentials a second")
+        rates = (ceilings.copy_rate(), ceilings.exp_rate())
+        torch.cuda.empty_cache()
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    bench = _Bench(device, dtype, config, *rates, say)
+    functions = {"scan": _scan, "conv": _conv, "norm": _norm, "loss": _loss, "step": _step, "block": _block}
+    torch.manual_seed(0)
+    rows = functions[config.what](bench)
+    ceiling = ""
+    if rates[0] is not None and rates[1] is not None:
+        ceiling = f"; copy {rates[0] / 1e12:.2f} TB/s, {rates[1] / 1e12:.2f} T exp/s in this run"
+    return make_result(f"{config.what}, {precision}{ceiling}", device, rows)
+
+
+def _shapes(bench: _Bench) -> tuple[tuple[int, int, int], ...]:
+    return bench.config.shapes or (SHAPES if bench.device == "cuda" else SMALL_SHAPES)
+
+
+def _pair(function: Callable[..., Any], leaves: dict[str, Tensor], gradient: Any) -> tuple[Callable, Callable]:
+    """Give calls for the forward without gradients, and for the forward and the gradients of all leaves."""
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return function(**leaves)
+
+    def both() -> Any:
+        y = function(**leaves)
+        return y, torch.autograd.grad(y, list(leaves.values()), gradient)
+
+    return forward, both
+
+
+def scan_leaves(bench: _Bench, batch: int, channels: int, length: int) -> dict[str, Tensor]:
+    """Draw inputs of the size that a trained layer has: decays from none to complete."""
+    states, single = bench.config.states, torch.float32
+    rates = torch.arange(1, states + 1, device=bench.device, dtype=single)
+    leaves = {
+        "u": bench.normal(batch, length, channels),
+        "delta": bench.normal(batch, length, channels),
+        "A": -rates * (1 + 0.1 * bench.normal(channels, states, dtype=single)),
+        "B": bench.normal(batch, length, states),
+        "C": bench.normal(batch, length, states),
+        "D": torch.ones(channels, device=bench.device),
+        "z": bench.normal(batch, length, channels),
+        "delta_bias": bench.normal(channels, dtype=single) - 4.0,
+    }
+    return {name: tensor.requires_grad_() for name, tensor in leaves.items()}
+
+
+def _scan(bench: _Bench) -> list[dict[str, Any]]:
+    rows = []
+    states = bench.config.states
+    for batch, channels, length in _shapes(bench):
+        elements, size = batch * channels * length, bench.dtype.itemsize
+        name = f"({batch}, {channels}, {length:,})"
+        floors = None
+        if bench.exps_a_second is not None:
+            exps = 1e3 * elements * states / bench.exps_a_second
+            rows_bytes = 2 * batch * length * states * size
+            forward = max(exps, bench.bytes_ms(4 * elements * size + rows_bytes))
+            backward = max(exps, bench.bytes_ms(7 * elements * size + 2 * rows_bytes))
+            floors = (forward, forward + backward)
+
+        def make(implementation: str, batch: int = batch, channels: int = channels, length: int = length) -> tuple:
+            leaves = scan_leaves(bench, batch, channels, length)
+
+            def scan(**tensors: Tensor) -> Tensor:
+                y = selective_scan(**tensors, delta_softplus=True, implementation=implementation)  # type: ignore[arg-type]
+                assert isinstance(y, Tensor)
+                return y
+
+            return _pair(scan, leaves, bench.normal(batch, length, channels))
+
+        input_bytes = 4 * elements * size
+        ours = bench.implementations[-1]
+        rows.append(bench.row(f"{name} {ours}", functools.partial(make, ours), input_bytes, floors))
+        if not bench.config.competitors:
+            continue
+        if _seconds_of_naive(bench, batch, channels, states) * length > TOO_SLOW_SECONDS:
+            rows.append({"what": f"{name} naive", "forward ms": "too slow", "forward+backward ms": "too slow"})
+        else:
+            rows.append(bench.row(f"{name} naive", functools.partial(make, "naive"), input_bytes, floors))
+        if bench.device == "cuda":
+            rows.extend(_scan_competitors(bench, name, batch, channels, length))
+    return rows
+
+
+def _seconds_of_naive(bench: _Bench, batch: int, channels: int, states: int) -> float:
+    """Time 16 positions of the loop, forward and backward, and give the time of one."""
+    leaves = scan_leaves(bench, batch, channels, 16)
+    started = 0.0
+    for _ in range(2):
+        bench.wait()
+        started = time.perf_counter()
+        y = selective_scan(**leaves, delta_softplus=True, implementation="naive")  # type: ignore[arg-type]
+        assert isinstance(y, Tensor)
+        y.sum().backward()
+        bench.wait()
+    return (time.perf_counter() - started) / 16
+
+
+def _scan_competitors(bench: _Bench, name: str, batch: int, channels: int, length: int) -> list[dict[str, Any]]:
+    elements, states = batch * channels * length, bench.config.states
+    rows: list[dict[str, Any]] = []
+    free = torch.cuda.mem_get_info()[0]
+    what = f"{name} associative_scan, compiled"
+    if 16 * elements * states > free:  # decays and inputs of every state, read and written, in float32
+        rows.append({"what": what, "forward ms": "does not fit", "forward+backward ms": "does not fit"})
+    else:
+        rows.append(
+            bench.row(what, functools.partial(_associative_scan, bench, batch, channels, length), 8 * elements * states)
+        )
+    for kernel in ("FLASH_ATTENTION", "CUDNN_ATTENTION"):
+        what = f"{name} attention, {kernel.split('_')[0].lower()}, heads of 64"
+        seconds = 7 * elements * length / 200e12  # at half of what the best reach
+        if channels % 64 or seconds > TOO_SLOW_SECONDS:
+            rows.append({"what": what, "forward ms": "too slow", "forward+backward ms": "too slow"})
+        else:
+            rows.append(
+                bench.row(what, functools.partial(_attention, bench, batch, channels, length, kernel), 6 * elements)
+            )
+    rows.append(
+        bench.row(f"{name} FFT convolution", functools.partial(_fft, bench, batch, channels, length), 4 * elements)
+    )
+    if importlib.util.find_spec("mamba_ssm") is not None:
+        rows.append(
+            bench.row(f"{name} mamba_ssm", functools.partial(_official, bench, batch, channels, length), 8 * elements)
+        )
+    return rows
+
+
+def _associative_scan(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
+    from torch._higher_order_ops.associative_scan import associative_scan
+
+    leaves = scan_leaves(bench, batch, channels, length)
+
+    def combine(left: tuple, right: tuple) -> tuple:
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    @torch.compile
+    def scan(u, delta, A, B, C, D, z, delta_bias):
+        step = F.softplus(delta.float() + delta_bias)
+        decay = torch.exp(step[..., None] * A)
+        added = (step * u)[..., None] * B[:, :, None, :].float()
+        _, states = associative_scan(combine, (decay, added), dim=1, combine_mode="pointwise")
+        y = (states * C[:, :, None, :]).sum(-1) + D * u
+        return (y * F.silu(z.float())).to(u.dtype)
+
+    return _pair(scan, leaves, bench.normal(batch, length, channels))
+
+
+def _attention(bench: _Bench, batch: int, channels: int, length: int, kernel: str) -> tuple:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    shape = (batch, channels // 64, length, 64)
+    leaves = {name: bench.normal(*shape).requires_grad_() for name in ("query", "key", "value")}
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with sdpa_kernel(getattr(SDPBackend, kernel)):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    return _pair(attend, leaves, bench.normal(*shape))
+
+
+def _fft(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
+    leaves = {
+        "x": bench.normal(batch, length, channels).requires_grad_(),
+        "kernel": bench.normal(channels, length, dtype=torch.float32).requires_grad_(),
+    }
+
+    def convolve(x: Tensor, kernel: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(x.mT.float(), n=2 * length) * torch.fft.rfft(kernel, n=2 * length)
+        return torch.fft.irfft(spectrum, n=2 * length)[..., :length].mT.to(x.dtype)
+
+    return _pair(convolve, leaves, bench.normal(batch, length, channels))
+
+
+def _official(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # type: ignore[import-not-found]
+
+    leaves = scan_leaves(bench, batch, channels, length)
+    for name in ("u", "delta", "B", "C", "z"):
+        leaves[name] = leaves[name].detach().mT.contiguous().requires_grad_()
+
+    def scan(**tensors: Tensor) -> Tensor:
+        return selective_scan_fn(**tensors, delta_softplus=True)
+
+    return _pair(scan, leaves, bench.normal(batch, channels, length))
+
+
+def _conv(bench: _Bench) -> list[dict[str, Any]]:
+    rows = []
+    for batch, channels, length in _shapes(bench):
+        elements, size = batch * channels * length, bench.dtype.itemsize
+        name = f"({batch}, {channels}, {length:,})"
+        floors = None
+        if bench.bytes_a_second is not None:
+            forward = bench.bytes_ms(2 * elements * size)
+            floors = (forward, forward + bench.bytes_ms(3 * elements * size))
+
+        def make(implementation: str, batch: int = batch, channels: int = channels, length: int = length) -> tuple:
+            leaves = {
+                "x_BTD": bench.normal(batch, length, channels),
+                "weight_DK": bench.normal(channels, 4, dtype=torch.float32),
+                "bias_D": bench.normal(channels, dtype=torch.float32),
+            }
+
+            def convolve(**tensors: Tensor) -> Tensor:
+                y = causal_conv1d(**tensors, activation="silu", implementation=implementation)  # type: ignore[arg-type]
+                assert isinstance(y, Tensor)
+                return y
+
+            leaves = {key: leaf.requires_grad_() for key, leaf in leaves.items()}
+            return _pair(convolve, leaves, bench.normal(batch, length, channels))
+
+        for implementation in bench.implementations if bench.config.competitors else bench.implementations[-1:]:
+            rows.append(
+                bench.row(f"{name} {implementation}", functools.partial(make, implementation), elements * size, floors)
+            )
+        if bench.config.competitors and importlib.util.find_spec("causal_conv1d") is not None:
+            rows.append(bench.row(f"{name} causal_conv1d", functools.partial(_official_conv, bench, batch, channels, length),
+                                  elements * size, floors))  # fmt: skip
+    return rows
+
+
+def _official_conv(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
+    from causal_conv1d import causal_conv1d_fn  # type: ignore[import-not-found]
+
+    leaves = {
+        "x": bench.normal(batch, length, channels).mT.requires_grad_(),
+        "weight": bench.normal(channels, 4, dtype=torch.float32).requires_grad_(),
+        "bias": bench.normal(channels, dtype=torch.float32).requires_grad_(),
+    }
+    return _pair(
+        lambda **tensors: causal_conv1d_fn(**tensors, activation="silu"), leaves, bench.normal(batch, channels, length)
+    )
+
+
+def _norm(bench: _Bench) -> list[dict[str, Any]]:
+    rows = []
+    num_rows, widths = (2**20, (128, 256, 1024)) if bench.device == "cuda" else (2**14, (64, 128))
+    for width in widths:
+        elements, size = num_rows * width, bench.dtype.itemsize
+        floors = None
+        if bench.bytes_a_second is not None:  # read x and the stream, write both; back: read dy, ds, s, write dx, ds
+            forward = bench.bytes_ms(elements * (2 * size + 8))
+            floors = (forward, forward + bench.bytes_ms(elements * (2 * size + 12)))
+
+        def make(implementation: str, width: int = width) -> tuple:
+            leaves = {
+                "x": bench.normal(num_rows, width),
+                "weight_D": bench.normal(width, dtype=torch.float32),
+                "residual": bench.normal(num_rows, width, dtype=torch.float32),
+            }
+            leaves = {key: leaf.requires_grad_() for key, leaf in leaves.items()}
+            gradients = [bench.normal(num_rows, width), bench.normal(num_rows, width, dtype=torch.float32)]
+
+            def normalise(**tensors: Tensor) -> Any:
+                return rms_norm(**tensors, implementation=implementation)  # type: ignore[arg-type]
+
+            return _pair(normalise, leaves, gradients)
+
+        for implementation in bench.implementations if bench.config.competitors else bench.implementations[-1:]:
+            name = f"{num_rows:,} x {width} {implementation}"
+            rows.append(bench.row(name, functools.partial(make, implementation), elements * size * 3, floors))
+    return rows
+
+
+def _loss(bench: _Bench) -> list[dict[str, Any]]:
+    num_rows = 2**20 if bench.device == "cuda" else 2**16
+    floors = None
+    if bench.bytes_a_second is not None:  # back: read the logits, write their gradient
+        forward = bench.bytes_ms(num_rows * (16 * 4 + 1 + 4 + 4))
+        floors = (forward, forward + bench.bytes_ms(num_rows * (2 * 16 * 4 + 1 + 4)))
+    rows = []
+
+    def make(implementation: str) -> tuple:
+        leaf = {"logits_BTV": bench.normal(1, num_rows, 16, dtype=torch.float32).requires_grad_()}
+        targets = torch.randint(7, 11, (1, num_rows), device=bench.device, dtype=torch.uint8)
+        weights = torch.rand(1, num_rows, device=bench.device)
+        one = torch.ones((), device=bench.device)
+        return _pair(
+            lambda logits_BTV: cross_entropy(logits_BTV, targets, weights, implementation=implementation).sum(),
+            leaf,
+            one,
+        )
+
+    for implementation in bench.implementations if bench.config.competitors else bench.implementations[-1:]:
+        name = f"{num_rows:,} x 16 {implementation}"
+        rows.append(bench.row(name, functools.partial(make, implementation), num_rows * 69, floors))
+    return rows
+
+
+def _step(bench: _Bench) -> list[dict[str, Any]]:
+    """One base of every sequence through the whole model, as called and as one CUDA graph."""
+    rows: list[dict[str, Any]] = []
+    sizes, batches = (("6x128", "24x1024"), (1, 64, 1024)) if bench.device == "cuda" else (("2x64",), (1, 16))
+    for size in sizes:
+        pattern, width = parse_size(size)
+        model = DnaMamba(BackboneConfig(width=width, pattern=pattern)).to(bench.device)
+        model.use_implementation(bench.implementations[-1])
+        weights = sum(p.numel() for p in model.parameters()) * 4
+        for batch in batches:
+            bench.say(f"{size}, batch {batch}")
+            tokens = torch.randint(7, 11, (batch,), device=bench.device)
+            state = model.new_state(batch, bench.dtype)
+            moved = weights + 2 * sum(tensor.numel() * tensor.element_size() for layer in state for tensor in layer)
+            ways: dict[str, Callable[[], Any]] = {}
+
+            def step(tokens: Tensor = tokens, state: Any = state, model: DnaMamba = model) -> Tensor:
+                with torch.autocast(bench.device, dtype=torch.bfloat16, enabled=bench.dtype == torch.bfloat16):
+                    return model.step(tokens, state)
+
+            ways["as called"] = step
+            if bench.device == "cuda":
+                captured = CapturedStep(model, batch, bench.dtype)
+                ways["CUDA graph"] = functools.partial(captured, tokens)
+            for way, call in ways.items():
+                row: dict[str, Any] = {"what": f"{size}, batch {batch}, {way}"}
+                found = bench.time([call])
+                if isinstance(found, str):
+                    row["ms a step"] = found
+                else:
+                    row |= {"ms a step": found[0], "+-": found[1], "bases a second": 1e3 * batch / found[0]}
+                    if bench.bytes_a_second is not None:
+                        row["times floor"] = found[0] / bench.bytes_ms(moved)
+                rows.append(row)
+    return rows
+
+
+def _block(bench: _Bench) -> list[dict[str, Any]]:
+    """A whole Mamba block: all projections, convolution and scan, parameters in float32, as in training."""
+    rows = []
+    widths = (128, 256, 1024) if bench.device == "cuda" else (64,)
+    tokens = 2**20 if bench.device == "cuda" else 2**12
+    lengths = (1024, 16_384, 131_072, 1_048_576) if bench.device == "cuda" else (256, 4096)
+    shapes = bench.config.shapes or tuple((tokens // length, width, length) for width in widths for length in lengths)
+    for batch, width, length in shapes:
+
+        def make(batch: int = batch, width: int = width, length: int = length) -> tuple:
+            torch.manual_seed(0)
+            mixer = MambaConfig(num_states=bench.config.states).build(width)
+            nn.init.kaiming_uniform_(mixer.out_proj.weight)
+            mixer = mixer.to(bench.device)
+            mixer.implementation = bench.implementations[-1]
+            x = bench.normal(batch, length, width).requires_grad_()
+
+            def block(**leaves: Tensor) -> Tensor:
+                with torch.autocast(bench.device, dtype=torch.bfloat16, enabled=bench.dtype == torch.bfloat16):
+                    return mixer(leaves["x"])[0]
+
+            leaves = {"x": x, **dict(mixer.named_parameters())}
+            return _pair(block, leaves, bench.normal(batch, length, width))
+
+        row = bench.row(f"({batch}, {width}, {length:,})", make, 4.0 * batch * width * length)
+        if isinstance(row.get("forward+backward ms"), float):
+            row["Mbases/s"] = batch * length / row["forward+backward ms"] / 1e3
+        rows.append(row)
+    return rows
