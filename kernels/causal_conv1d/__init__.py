@@ -61,7 +61,7 @@ def causal_conv1d(
         from .fused import causal_conv1d_triton  # here, so that a machine without Triton never imports it
 
         y_BTD = causal_conv1d_triton(x_BTD, weight_DK, bias_D, initial_state, seq_idx, activation == "silu")
-        return (y_BTD, _last_inputs(x_BTD, initial_state, seq_idx, num_taps)) if return_final_state else y_BTD
+        return (y_BTD, last_inputs(x_BTD, initial_state, seq_idx, num_taps)) if return_final_state else y_BTD
     if initial_state is None:
         initial_state = x_BTD.new_zeros(state_shape)
     x_BPD = torch.cat([initial_state.to(x_BTD.dtype), x_BTD], dim=1)
@@ -134,7 +134,7 @@ def causal_conv1d_step(
     return y_BTD[:, 0]
 
 
-def _last_inputs(x_BTD: Tensor, first: Tensor | None, seq_idx: Tensor | None, num_taps: int) -> Tensor:
+def last_inputs(x_BTD: Tensor, first: Tensor | None, seq_idx: Tensor | None, num_taps: int) -> Tensor:
     """Give the last K - 1 inputs, those of another sequence than the last as zero."""
     T, wanted = x_BTD.shape[1], num_taps - 1
     last = x_BTD[:, max(0, T - wanted) :]

@@ -86,7 +86,7 @@ def _strided(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _rows(x_BTN: Tensor) -> Tensor:
+def as_rows(x_BTN: Tensor) -> Tensor:
     """Give B or C in float32, rows padded to an even number, since two numbers are read at once."""
     return F.pad(x_BTN.float(), (0, x_BTN.shape[-1] % 2)).contiguous()
 
@@ -150,7 +150,7 @@ def scan_forward(
     seq_idx_BT: Tensor | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run the forward kernels; B and C are rows as `_rows` gives them.
+    """Run the forward kernels; B and C are rows as `as_rows` gives them.
 
     Returns:
         y_BTD, the final state_BDN and, for the backward, the states that enter segments (B, S, N, D; S is 0 without
@@ -307,17 +307,22 @@ def _scan(
     return scan_forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, keep)
 
 
-@_scan.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, keep):
-    (num_sequences, _, num_channels), num_states = u.shape, A.shape[1]
-    cut = _plan_for(u, num_states)
-    new = A.new_empty
+def forward_shapes(u_BTD: Tensor, A_DN: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give empty tensors like those of `scan_forward`, for tracing."""
+    (num_sequences, _, num_channels), num_states = u_BTD.shape, A_DN.shape[1]
+    cut = _plan_for(u_BTD, num_states)
+    new = A_DN.new_empty
     return (
-        torch.empty(u.shape, dtype=u.dtype, device=u.device),
+        torch.empty(u_BTD.shape, dtype=u_BTD.dtype, device=u_BTD.device),
         new((num_sequences, num_channels, num_states), dtype=torch.float32),
         new((num_sequences, cut.num_segments if keep else 0, num_states, num_channels), dtype=torch.float32),
         new((num_sequences, cut.num_chunks if cut.num_chunks > 1 else 0, num_channels), dtype=torch.float32),
     )
+
+
+@_scan.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, keep):
+    return forward_shapes(u, A, keep)
 
 
 @torch.library.custom_op("dna_mamba::selective_scan_backward", mutates_args=())
@@ -406,7 +411,7 @@ def selective_scan_triton(
     inputs = (u_BTD, delta_BTD, A_DN, B_BTN, C_BTN, D_D, z_BTD, delta_bias_D, initial_state_BDN)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     y_BTD, final_BDN, _, _ = _scan(
-        u_BTD, delta_BTD, A_DN, _rows(B_BTN), _rows(C_BTN), D_D, z_BTD, delta_bias_D,
+        u_BTD, delta_BTD, A_DN, as_rows(B_BTN), as_rows(C_BTN), D_D, z_BTD, delta_bias_D,
         delta_softplus, initial_state_BDN, seq_idx_BT, keep,
     )  # fmt: skip
     return y_BTD, final_BDN

@@ -7,12 +7,14 @@ import torch
 # bfloat16: inputs are the same bfloat16 numbers on both sides; each output is rounded once to 8 bits (2^-9 at most, 1.7e-3
 # measured), and gradients of the float32 arguments carry the rounding of the gradient that comes in (2.3e-3 measured).
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 6e-3}
+# Where matrix products in bfloat16 stand between kernels: step sizes, B and C are rounded before the scan exponentiates them.
+THROUGH_PROJECTIONS = 4e-2
 
 
 def relative_error(given: torch.Tensor, expected: torch.Tensor) -> float:
-    """Compare in float64; NaN never passes a limit."""
+    """Compare in float64; NaN never passes a limit. What should be zero is compared with 0.01."""
     given, expected = given.detach().double().cpu(), expected.detach().double().cpu()
-    return float((given - expected).norm() / expected.norm().clamp(min=1e-300))
+    return float((given - expected).norm() / expected.norm().clamp(min=1e-2))
 
 
 def assert_close(given: dict, expected: dict, tolerance: float) -> None:
