@@ -61,7 +61,7 @@ def mamba_inner(
     unfit = "" if fits else f"{num_states} states and {num_taps} taps; {MAX_STATES} and 2 to {MAX_TAPS} fit"
     name = choose(implementation, xz_BTF, unfit)
     weights = (conv_weight_EK, conv_bias_E, x_proj_PE, dt_proj_ER, dt_bias_E, A_EN, D_E)
-    if name == "triton":
+    if name == "triton" and num_states <= 16:  # more run in groups, part by part
         from .fused import mamba_inner_triton  # here, so that a machine without Triton never imports it
 
         return mamba_inner_triton(xz_BTF, *weights, conv_state, scan_state)

@@ -9,7 +9,7 @@ from dna_mamba.kernels.dispatch import choose
 from .naive import selective_scan_naive
 
 MAX_STATES = 64
-"""Of a channel in the Triton kernels, which hold all of them in registers."""
+"""Of a channel in the Triton kernels: 16 at a time in registers, more in groups of 16."""
 
 
 def selective_scan(

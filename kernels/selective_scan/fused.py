@@ -19,6 +19,8 @@ from dna_mamba.kernels.selective_scan.fused_carry import carry, join_groups
 from dna_mamba.kernels.selective_scan.fused_forward import chunk_states, outputs
 
 LOG2_E = 1.4426950408889634
+STATES_AT_ONCE = 16
+"""Of a channel that a lane holds; more run in groups of so many."""
 SEGMENT = 16
 """Positions between stored states: 64 / SEGMENT bytes an element; more of them take digits from the gradient of A."""
 PROGRAMS_A_SCHEDULER = 16
@@ -52,9 +54,9 @@ class Plan:
         return self.chunk_segments * SEGMENT
 
 
-def plan(num_sequences: int, T: int, num_channels: int, num_states: int, num_multiprocessors: int) -> Plan:
+def plan(num_sequences: int, T: int, num_channels: int, num_multiprocessors: int) -> Plan:
     """Choose the cut: one chunk, hence a single pass, where sequences times channels give each scheduler a warp."""
-    tile = 64 if num_channels > 32 and num_states <= 16 else 32
+    tile = 64 if num_channels > 32 else 32
     warps = 2 if num_channels % (2 * tile) == 0 else 1
     num_segments = -(-T // SEGMENT)
     num_warps = num_sequences * -(-num_channels // tile)
@@ -73,12 +75,12 @@ def plan(num_sequences: int, T: int, num_channels: int, num_states: int, num_mul
     )
 
 
-def _plan_for(u_BTD: Tensor, num_states: int) -> Plan:
+def _plan_for(u_BTD: Tensor) -> Plan:
     multiprocessors = 1  # of the interpreter
     if u_BTD.is_cuda:
         multiprocessors = torch.cuda.get_device_properties(u_BTD.device).multi_processor_count
     num_sequences, T, num_channels = u_BTD.shape
-    return plan(num_sequences, T, num_channels, num_states, multiprocessors)
+    return plan(num_sequences, T, num_channels, multiprocessors)
 
 
 def _strided(x: Tensor) -> Tensor:
@@ -158,7 +160,7 @@ def scan_forward(
     """
     num_sequences, T, num_channels = u_BTD.shape
     num_states = A_DN.shape[1]
-    cut = _plan_for(u_BTD, num_states)
+    cut = _plan_for(u_BTD)
     u, delta = _strided(u_BTD), _strided(delta_BTD)
     z = u if z_BTD is None else _strided(z_BTD)
     A2_ND = (A_DN.float() * LOG2_E).t().contiguous()
@@ -228,7 +230,7 @@ def scan_backward(
     """
     num_sequences, T, num_channels = u_BTD.shape
     num_states = A_DN.shape[1]
-    cut = _plan_for(u_BTD, num_states)
+    cut = _plan_for(u_BTD)
     u, delta, dy = _strided(u_BTD), _strided(delta_BTD), _strided(dy_BTD)
     z = u if z_BTD is None else _strided(z_BTD)
     A2_ND = (A_DN.float() * LOG2_E).t().contiguous()
@@ -310,7 +312,7 @@ def _scan(
 def forward_shapes(u_BTD: Tensor, A_DN: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give empty tensors like those of `scan_forward`, for tracing."""
     (num_sequences, _, num_channels), num_states = u_BTD.shape, A_DN.shape[1]
-    cut = _plan_for(u_BTD, num_states)
+    cut = _plan_for(u_BTD)
     new = A_DN.new_empty
     return (
         torch.empty(u_BTD.shape, dtype=u_BTD.dtype, device=u_BTD.device),
@@ -408,6 +410,20 @@ def selective_scan_triton(
     seq_idx_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run the Triton kernels; see `selective_scan`."""
+    if A_DN.shape[1] > STATES_AT_ONCE:
+        return _in_groups(
+            u_BTD,
+            delta_BTD,
+            A_DN,
+            B_BTN,
+            C_BTN,
+            D_D,
+            z_BTD,
+            delta_bias_D,
+            delta_softplus,
+            initial_state_BDN,
+            seq_idx_BT,
+        )
     inputs = (u_BTD, delta_BTD, A_DN, B_BTN, C_BTN, D_D, z_BTD, delta_bias_D, initial_state_BDN)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     y_BTD, final_BDN, _, _ = _scan(
@@ -415,3 +431,34 @@ def selective_scan_triton(
         delta_softplus, initial_state_BDN, seq_idx_BT, keep,
     )  # fmt: skip
     return y_BTD, final_BDN
+
+
+def _in_groups(
+    u_BTD: Tensor,
+    delta_BTD: Tensor,
+    A_DN: Tensor,
+    B_BTN: Tensor,
+    C_BTN: Tensor,
+    D_D: Tensor | None,
+    z_BTD: Tensor | None,
+    delta_bias_D: Tensor | None,
+    delta_softplus: bool,
+    initial_state_BDN: Tensor | None,
+    seq_idx_BT: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Run some states at a time and add what they read out: states do not see each other. Skip and gate come after."""
+    u = u_BTD.float()  # so that the parts are added before they are rounded
+    parts = []
+    for start in range(0, A_DN.shape[1], STATES_AT_ONCE):
+        some = slice(start, start + STATES_AT_ONCE)
+        state = None if initial_state_BDN is None else initial_state_BDN[..., some]
+        A, B, C = A_DN[:, some], B_BTN[..., some], C_BTN[..., some]
+        parts.append(
+            selective_scan_triton(u, delta_BTD, A, B, C, None, None, delta_bias_D, delta_softplus, state, seq_idx_BT)
+        )
+    y_BTD = torch.stack([y for y, _ in parts]).sum(0)
+    if D_D is not None:
+        y_BTD = y_BTD + D_D.float() * u
+    if z_BTD is not None:
+        y_BTD = y_BTD * F.silu(z_BTD.float())
+    return y_BTD.to(u_BTD.dtype), torch.cat([state for _, state in parts], dim=-1)

@@ -65,14 +65,18 @@ def test_any_number_of_channels_and_states(D, N, triton_device):
     compare(make_inputs(2, 20, D, N), triton_device)
 
 
+def test_more_than_sixteen_states_run_in_groups(triton_device):
+    compare(make_inputs(1, 12, 34, 21), triton_device)
+
+
 @pytest.mark.gpu
 def test_sixty_four_states():
-    compare(make_inputs(2, 50, 40, 64), "cuda")
+    compare(make_inputs(2, 50, 128, 64), "cuda")
 
 
 def test_the_length_in_chunks_with_resets(triton_device):
     inputs = make_inputs(1, 300, 5, 1)
-    assert fused.plan(1, 300, 5, 1, 1).num_chunks == 2
+    assert fused.plan(1, 300, 5, 1).num_chunks == 2
     seq_idx = torch.tensor([[0] * 40 + [1] * 150 + [0] * 110], dtype=torch.int32)
     compare(inputs, triton_device, seq_idx=seq_idx)
 
@@ -81,7 +85,7 @@ def test_the_length_in_chunks_with_resets(triton_device):
 def test_many_chunks_in_groups_with_resets():
     inputs = make_inputs(1, 20_000, 128, 16, delta_scale=0.1)
     inputs["delta_bias"] = inputs["delta_bias"] - 4
-    assert fused.plan(1, 20_000, 128, 16, 132).num_chunks > 2 * fused.GROUP
+    assert fused.plan(1, 20_000, 128, 132).num_chunks > 2 * fused.GROUP
     seq_idx = (torch.arange(20_000) // 7001).int()[None]
     compare(inputs, "cuda", seq_idx=seq_idx, tolerance=3e-5)
 
@@ -225,7 +229,7 @@ def test_what_the_kernels_do_not_take_is_named(triton_device):
 def test_the_plan_covers_every_position_once():
     for B, T, D, multiprocessors in [(1, 1, 1, 132), (1, 2**20, 256, 132), (1024, 1024, 256, 132), (8, 8192, 2048, 132),
                                      (64, 16_384, 256, 132), (1, 999_999, 192, 78), (3, 257, 100, 1)]:  # fmt: skip
-        cut = fused.plan(B, T, D, 16, multiprocessors)
+        cut = fused.plan(B, T, D, multiprocessors)
         assert (cut.num_chunks - 1) * cut.chunk_positions < T <= cut.num_chunks * cut.chunk_positions
         assert (cut.num_tiles - 1) * cut.tile * cut.warps < D <= cut.num_tiles * cut.tile * cut.warps
 
