@@ -78,11 +78,12 @@ def toy_fasta(tmp_path_factory) -> Path:
 
 def dna_mamba(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
+    path = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
     return subprocess.run(
         [sys.executable, "-m", "dna_mamba.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *path]), **environment},
         timeout=600,
     )

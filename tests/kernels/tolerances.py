@@ -5,8 +5,9 @@ import torch
 # float32: rounding (6e-8) through sums over states, positions and channels leaves about 1e-7 to 3e-6 (the gradient of A is
 # the worst: its terms cancel); the float32 loop itself is as far from float64.
 # bfloat16: inputs are the same bfloat16 numbers on both sides; each output is rounded once to 8 bits (2^-9 at most, 1.7e-3
-# measured), and gradients of the float32 arguments carry the rounding of the gradient that comes in (2.3e-3 measured).
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 6e-3}
+# measured), and so is the gradient that comes in, which moves all gradients (2.4e-3 measured; 7e-3 where a gradient of few
+# numbers is a sum over channels that nearly cancels, as that of C at one position).
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 # Where matrix products in bfloat16 stand between kernels: step sizes, B and C are rounded before the scan exponentiates them.
 THROUGH_PROJECTIONS = 4e-2
 
