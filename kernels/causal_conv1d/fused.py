@@ -17,6 +17,12 @@ POSITIONS = 128
 
 
 @triton.jit
+def _only_if(mask, condition):
+    """Narrow a mask by a scalar condition; the comparison keeps it boolean in every interpreter."""
+    return (mask & condition) != 0
+
+
+@triton.jit
 def _sigmoid(v):
     return 1.0 / (1.0 + tl.exp2(-v * LOG2_E))
 
@@ -47,9 +53,9 @@ def _before(x_ptr, first_ptr, start, x_t, channel, num_channels, inside, K: tl.c
     window = ()
     for k in tl.static_range(K - 1):
         t = start - (K - 1) + k
-        x = tl.load(x_ptr + t.to(tl.int64) * x_t + channel, inside & (t >= 0), 0.0).to(tl.float32)
+        x = tl.load(x_ptr + t.to(tl.int64) * x_t + channel, _only_if(inside, t >= 0), 0.0).to(tl.float32)
         if FIRST:
-            x += tl.load(first_ptr + (t + K - 1) * num_channels + channel, inside & (t < 0), 0.0).to(tl.float32)
+            x += tl.load(first_ptr + (t + K - 1) * num_channels + channel, _only_if(inside, t < 0), 0.0).to(tl.float32)
         window = window + (x,)
     return window
 
@@ -83,7 +89,7 @@ def _forward(
     for t in range(start, end, UNROLL):
         loaded = ()
         for i in tl.static_range(UNROLL):
-            loaded = loaded + (tl.load(x_ptr + i * x_t + channel, inside & (t + i < end), 0.0),)
+            loaded = loaded + (tl.load(x_ptr + i * x_t + channel, _only_if(inside, t + i < end), 0.0),)
         for i in tl.static_range(UNROLL):
             read = window + (loaded[i].to(tl.float32),)
             total = bias
@@ -95,7 +101,9 @@ def _forward(
                 total += term
             if SILU:
                 total *= _sigmoid(total)
-            tl.store(y_ptr + i * num_channels + channel, total.to(y_ptr.dtype.element_ty), inside & (t + i < end))
+            tl.store(
+                y_ptr + i * num_channels + channel, total.to(y_ptr.dtype.element_ty), _only_if(inside, t + i < end)
+            )
             window = _tail(read, K)
         x_ptr += UNROLL * x_t
         y_ptr += UNROLL * num_channels
@@ -131,7 +139,7 @@ def _backward(
     for t in range(start, end + K - 1, UNROLL):
         xs, dys = (), ()
         for i in tl.static_range(UNROLL):
-            there = inside & (t + i < T)
+            there = _only_if(inside, t + i < T)
             xs = xs + (tl.load(x_ptr + i * x_t + channel, there, 0.0),)
             dys = dys + (tl.load(dy_ptr + i * dy_t + channel, there, 0.0),)
         for i in tl.static_range(UNROLL):
@@ -169,9 +177,13 @@ def _backward(
                     term = tl.where(reaches[j] >= j, term, 0.0)
                 dx += term
             at = now - (K - 1)
-            tl.store(dx_ptr + i * dx_t + channel, dx.to(dx_ptr.dtype.element_ty), inside & (at >= start) & (at < end))
+            tl.store(
+                dx_ptr + i * dx_t + channel,
+                dx.to(dx_ptr.dtype.element_ty),
+                _only_if(inside, (at >= start) & (at < end)),
+            )
             if FIRST:
-                tl.store(dfirst_ptr + (at + K - 1) * num_channels + channel, dx, inside & (at < 0))
+                tl.store(dfirst_ptr + (at + K - 1) * num_channels + channel, dx, _only_if(inside, at < 0))
             window = _tail(read, K)
             gradients = _tail(gradients, K)
             reaches = _tail(reaches, K)

@@ -15,11 +15,13 @@ from dna_mamba.kernels.selective_scan.fused_common import (
     PIECE,
     SIZES,
     begin_sums,
+    count_as_used,
     end_sums,
     fold,
     load_row,
     load_states,
     no_sums,
+    only_if,
     place,
     sigmoid,
     step,
@@ -58,7 +60,7 @@ def chunk_adjoints(
     delta = step(delta, bias, SOFTPLUS)
     delta_at -= delta_t
     dy_at -= dy_t
-    more = inside & (length > 1)
+    more = only_if(inside, length > 1)
     delta_next, dy_next = tl.load(delta_at + channel, more, 0.0), tl.load(dy_at + channel, more, 0.0)
     z_next = dy_next
     if GATE:
@@ -82,7 +84,7 @@ def chunk_adjoints(
             C_at -= row_width
             delta_at -= delta_t
             dy_at -= dy_t
-            more = inside & (k + 2 < length)
+            more = only_if(inside, k + 2 < length)
             delta_later, dy_later = tl.load(delta_at + channel, more, 0.0), tl.load(dy_at + channel, more, 0.0)
             z_later = dy_later
             if GATE:
@@ -105,7 +107,7 @@ def chunk_adjoints(
             delta_next, dy_next, z_next = delta_later, dy_later, z_later
         guard = fold(guard, touched, 32 * WARPS)
     store_states(backs_ptr + (b * num_chunks + chunk) * N * num_channels + channel, num_channels, adjoint, inside, N)
-    tl.store(backs_ptr + tl.arange(0, 32 * WARPS), guard, T < 0)  # never
+    count_as_used(backs_ptr, guard, T, 32 * WARPS)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -193,7 +195,7 @@ def gradients(
                 u_at += u_t
                 delta_at += delta_t
                 dy_at += dy_t
-                more = inside & (k + 1 < length)
+                more = only_if(inside, k + 1 < length)
                 u_next, delta_next = tl.load(u_at + channel, more, 0.0), tl.load(delta_at + channel, more, 0.0)
                 dy_next = tl.load(dy_at + channel, more, 0.0)
                 if GATE:
@@ -267,7 +269,7 @@ def gradients(
         dy_next = tl.load(scratch_at + (BLOCK + lane), cache_modifier=".cg")
         ds_next = tl.load(scratch_at + (2 * BLOCK + lane), cache_modifier=".cg")
         scratch_at -= 3 * BLOCK
-        more = inside & (length > 1)
+        more = only_if(inside, length > 1)
         delta_later = tl.load(scratch_at + lane, more, 0.0, cache_modifier=".cg")
         dy_later = tl.load(scratch_at + (BLOCK + lane), more, 0.0, cache_modifier=".cg")
         for piece in range(0, length, PIECE):
@@ -286,11 +288,11 @@ def gradients(
                 u_at -= u_t
                 delta_at -= delta_t
                 scratch_at -= 3 * BLOCK
-                more = inside & (j + 1 < length)
+                more = only_if(inside, j + 1 < length)
                 u_next, raw_next = tl.load(u_at + channel, more, 0.0), tl.load(delta_at + channel, more, 0.0)
                 ds_next = tl.load(scratch_at + (5 * BLOCK + lane), more, 0.0, cache_modifier=".cg")
                 delta_next, dy_next = delta_later, dy_later
-                more = inside & (j + 2 < length)
+                more = only_if(inside, j + 2 < length)
                 delta_later = tl.load(scratch_at + lane, more, 0.0, cache_modifier=".cg")
                 dy_later = tl.load(scratch_at + (BLOCK + lane), more, 0.0, cache_modifier=".cg")
                 keep = 1.0
@@ -344,4 +346,4 @@ def gradients(
     store_states(dA_ptr + states_at, num_channels, dA, inside, N)
     tl.store(dD_ptr + sums_at, dD, inside)
     tl.store(dbias_ptr + sums_at, dbias, inside)
-    tl.store(dfirst_ptr + tl.arange(0, 32 * WARPS), guard, T < 0)  # never
+    count_as_used(dfirst_ptr, guard, T, 32 * WARPS)

@@ -4,9 +4,7 @@
 import triton
 import triton.language as tl
 
-from dna_mamba.kernels.selective_scan.fused_common import (
-    SIZES,
-)
+from dna_mamba.kernels.selective_scan.fused_common import SIZES, only_if
 
 
 @triton.jit
@@ -37,7 +35,7 @@ def join_groups(
         sums, ends, keeps = (), (), ()
         for j in tl.static_range(AT_ONCE):
             at = b * num_chunks + nth(group * GROUP + k + j, num_chunks, BACKWARD)
-            there = inside & (k + j < length)
+            there = only_if(inside, k + j < length)
             sums = sums + (tl.load(sums_ptr + at * num_channels + lane % num_channels, there, 0.0),)
             ends = ends + (tl.load(ends_ptr + at * num_lanes + lane, there, 0.0),)
             if RESETS:
@@ -74,7 +72,7 @@ def carry(
         sums, ends, kept = (), (), ()
         for j in tl.static_range(AT_ONCE):
             at = b * num_groups + i + j
-            there = inside & (i + j < group)
+            there = only_if(inside, i + j < group)
             sums = sums + (tl.load(group_sums_ptr + at * num_channels + lane % num_channels, there, 0.0),)
             ends = ends + (tl.load(group_ends_ptr + at * num_lanes + lane, there, 0.0),)
             if RESETS:
@@ -89,14 +87,14 @@ def carry(
         sums, ends, kept = (), (), ()
         for j in tl.static_range(AT_ONCE):
             at = b * num_chunks + nth(group * GROUP + k + j, num_chunks, BACKWARD)
-            there = inside & (k + j < length)
+            there = only_if(inside, k + j < length)
             sums = sums + (tl.load(sums_ptr + at * num_channels + lane % num_channels, there, 0.0),)
             ends = ends + (tl.load(ends_ptr + at * num_lanes + lane, there, 0.0),)
             if RESETS:
                 kept = kept + (tl.load(kept_ptr + at, k + j < length, 1.0),)
         for j in tl.static_range(AT_ONCE):
             at = b * num_chunks + nth(group * GROUP + k + j, num_chunks, BACKWARD)
-            tl.store(ends_ptr + at * num_lanes + lane, h, inside & (k + j < length))
+            tl.store(ends_ptr + at * num_lanes + lane, h, only_if(inside, k + j < length))
             a = tl.exp2(A2 * sums[j])
             if RESETS:
                 a *= kept[j]

@@ -17,6 +17,12 @@ SIZES = ("num_sequences", "T", "num_chunks", "num_segments", "num_groups", "chun
 
 
 @triton.jit
+def only_if(mask, condition):
+    """Narrow a mask by a scalar condition; the comparison keeps it boolean in every interpreter."""
+    return (mask & condition) != 0
+
+
+@triton.jit
 def softplus(v):
     """log(1 + exp(v)) without loss at either end: max(v, 0) + e * p(e), e = exp(-|v|), p = log1p(e) / e on [0, 1]."""
     e = tl.exp2(-tl.abs(v) * LOG2_E)
@@ -104,6 +110,13 @@ def fold(guard, touched, THREADS: tl.constexpr):
 
 
 @triton.jit
+def count_as_used(ptr, guard, T, THREADS: tl.constexpr):
+    """Store under a condition that never holds, since T is positive: else the compiler would drop what was only touched."""
+    i = tl.arange(0, THREADS)
+    tl.store(ptr + i, guard, i < -T)
+
+
+@triton.jit
 def exchange(sums, lane, COUNT: tl.constexpr, WIDTH: tl.constexpr):
     """Add lanes in pairs: of COUNT sums, lanes with the bit WIDTH keep the upper half and give away the lower."""
     halved = ()
@@ -147,10 +160,10 @@ def end_sums(ptr, warp_stride, sums, valid, N: tl.constexpr, P: tl.constexpr, WA
     if P > 32:
         for i in tl.static_range(P // 32):
             n = (thread % 32) * (P // 32) + i
-            tl.store(ptr + n, tl.reshape(sums[i], [32 * WARPS]), (n < N) & valid)
+            tl.store(ptr + n, tl.reshape(sums[i], [32 * WARPS]), only_if(n < N, valid))
     else:
         n = (thread % 32) // (32 // P)
-        tl.store(ptr + n, tl.reshape(sums[0], [32 * WARPS]), (thread % (32 // P) == 0) & (n < N) & valid)
+        tl.store(ptr + n, tl.reshape(sums[0], [32 * WARPS]), only_if((thread % (32 // P) == 0) & (n < N), valid))
 
 
 @triton.jit

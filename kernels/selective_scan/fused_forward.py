@@ -7,9 +7,11 @@ import triton.language as tl
 from dna_mamba.kernels.selective_scan.fused_common import (
     PIECE,
     SIZES,
+    count_as_used,
     fold,
     load_row,
     load_states,
+    only_if,
     place,
     sigmoid,
     step,
@@ -47,7 +49,7 @@ def chunk_states(
     u, delta = u.to(tl.float32), step(delta, bias, SOFTPLUS)
     u_at += u_t
     delta_at += delta_t
-    more = inside & (length > 1)
+    more = only_if(inside, length > 1)
     u_next, delta_next = tl.load(u_at + channel, more, 0.0), tl.load(delta_at + channel, more, 0.0)
     for piece in range(0, length, PIECE):
         touched = (
@@ -60,7 +62,7 @@ def chunk_states(
             B_at += row_width
             u_at += u_t
             delta_at += delta_t
-            more = inside & (k + 2 < length)
+            more = only_if(inside, k + 2 < length)
             u_later, delta_later = tl.load(u_at + channel, more, 0.0), tl.load(delta_at + channel, more, 0.0)
             keep = 1.0
             if RESETS:
@@ -83,7 +85,7 @@ def chunk_states(
     tl.store(sums_ptr + at * num_channels + channel, total, inside)
     if RESETS:
         tl.store(kept_ptr + at, kept)
-    tl.store(sums_ptr + tl.arange(0, 32 * WARPS), guard, T < 0)  # never
+    count_as_used(sums_ptr, guard, T, 32 * WARPS)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -120,7 +122,7 @@ def outputs(
     u, delta = u.to(tl.float32), step(delta, bias, SOFTPLUS)
     u_at += u_t
     delta_at += delta_t
-    more = inside & (start + 1 < T)
+    more = only_if(inside, start + 1 < T)
     u_next, delta_next = tl.load(u_at + channel, more, 0.0), tl.load(delta_at + channel, more, 0.0)
     swish, z_next = u, u_next
     if GATE:
@@ -149,7 +151,7 @@ def outputs(
             C_at += row_width
             u_at += u_t
             delta_at += delta_t
-            more = inside & (t + 2 < T)
+            more = only_if(inside, t + 2 < T)
             u_later, delta_later = tl.load(u_at + channel, more, 0.0), tl.load(delta_at + channel, more, 0.0)
             z_later = u_later
             if GATE:
@@ -179,4 +181,4 @@ def outputs(
         guard = fold(guard, touched, 32 * WARPS)
     if last == num_segments:
         store_states(final_ptr + b * N * num_channels + channel, num_channels, h, inside, N)
-    tl.store(final_ptr + tl.arange(0, 32 * WARPS), guard, T < 0)  # never
+    count_as_used(final_ptr, guard, T, 32 * WARPS)
