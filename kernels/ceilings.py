@@ -39,7 +39,8 @@ def copy_rate() -> float:
 
 def exp_rate() -> float:
     """Give base-2 exponentials a second, as the scan computes them (ex2.approx.ftz)."""
-    programs, block, steps = 132 * 64, 512, 2000
+    programs = 64 * torch.cuda.get_device_properties().multi_processor_count
+    block, steps = 512, 2000
     x = torch.rand(programs * block, device="cuda")
     return (
         4 * steps * x.numel() / _median_seconds(lambda: _exponentials[(programs,)](x, steps, BLOCK=block, num_warps=4))

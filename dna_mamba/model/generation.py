@@ -33,14 +33,15 @@ class CapturedStep:
             with torch.autocast("cuda", dtype=dtype if enabled else None, enabled=enabled, cache_enabled=False):
                 return model.step(self._tokens_B, self.state)
 
-        stream = torch.cuda.Stream(device=weight.device)
-        stream.wait_stream(torch.cuda.current_stream(weight.device))
-        with torch.cuda.stream(stream):
-            step()  # compiles what is to be compiled; capturing may not
-            step()
-        torch.cuda.current_stream(weight.device).wait_stream(stream)
-        with torch.cuda.graph(self._graph):
-            self._logits_BV = step()
+        with torch.cuda.device(weight.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                step()  # compiles what is to be compiled; capturing may not
+                step()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph):
+                self._logits_BV = step()
         self.reset()
 
     def reset(self) -> None:
@@ -50,7 +51,13 @@ class CapturedStep:
                 tensor.zero_()
 
     def __call__(self, tokens_B: Tensor) -> Tensor:
-        """Score the next base of each sequence after these; the result is overwritten by the next call."""
+        """Score the next base of each sequence after these; the result is overwritten by the next call.
+
+        Raises:
+            ValueError: Not one token for each sequence that the graph was captured for.
+        """
+        if tokens_B.shape != self._tokens_B.shape:
+            raise ValueError(f"tokens are {tuple(tokens_B.shape)}; this graph takes {tuple(self._tokens_B.shape)}")
         self._tokens_B.copy_(tokens_B)
         self._graph.replay()
         return self._logits_BV

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from dna_mamba.kernels.dispatch import choose
+from dna_mamba.kernels.shapes import check_shapes
 
 from .naive import causal_conv1d_naive
 
@@ -43,18 +44,24 @@ def causal_conv1d(
     """
     if activation not in (None, "silu"):
         raise ValueError(f"activation {activation!r} is unknown; choose 'silu' or None")
-    if x_BTD.dim() != 3 or weight_DK.dim() != 2 or weight_DK.shape[0] != x_BTD.shape[2] or x_BTD.shape[1] == 0:
+    if x_BTD.dim() != 3 or weight_DK.dim() != 2 or x_BTD.numel() == 0 or weight_DK.shape[1] == 0:
         raise ValueError(
-            f"x {tuple(x_BTD.shape)} and weight {tuple(weight_DK.shape)} must be (batch, length, channels) with at "
-            f"least one position and (channels, taps)"
+            f"x {tuple(x_BTD.shape)} and weight {tuple(weight_DK.shape)} must be (batch, length, channels) and (channels, "
+            f"taps), none of them empty"
         )
     num_sequences, T, num_channels = x_BTD.shape
     num_taps = weight_DK.shape[1]
     state_shape = (num_sequences, num_taps - 1, num_channels)
-    if initial_state is not None and tuple(initial_state.shape) != state_shape:
-        raise ValueError(f"initial_state is {tuple(initial_state.shape)}; it must be {state_shape}")
-    if seq_idx is not None and tuple(seq_idx.shape) != (num_sequences, T):
-        raise ValueError(f"seq_idx is {tuple(seq_idx.shape)}; it must be {(num_sequences, T)}")
+    check_shapes(
+        f"x {tuple(x_BTD.shape)} and {num_taps} taps",
+        x_BTD,
+        {
+            "weight": (weight_DK, (num_channels, num_taps)),
+            "bias": (bias_D, (num_channels,)),
+            "initial_state": (initial_state, state_shape),
+            "seq_idx": (seq_idx, (num_sequences, T)),
+        },
+    )
     unfit = "" if 2 <= num_taps <= MAX_TAPS else f"{num_taps} taps; 2 to {MAX_TAPS} fit"
     name = choose(implementation, x_BTD, unfit)
     if name == "triton":
@@ -112,12 +119,24 @@ def causal_conv1d_step(
     Raises:
         ValueError: Shapes disagree, the activation is unknown, or the implementation cannot take these tensors.
     """
-    if x_BD.dim() != 2 or not state_BKD.is_contiguous():
-        raise ValueError(f"x must be (batch, channels), not {tuple(x_BD.shape)}, and the state contiguous")
-    if tuple(state_BKD.shape) != (x_BD.shape[0], weight_DK.shape[1] - 1, x_BD.shape[1]):
-        raise ValueError(f"state is {tuple(state_BKD.shape)}; with x {tuple(x_BD.shape)} and {weight_DK.shape[1]} taps it "
-                         f"must be {(x_BD.shape[0], weight_DK.shape[1] - 1, x_BD.shape[1])}")  # fmt: skip
-    if choose(implementation, x_BD) == "triton" and activation in (None, "silu") and weight_DK.shape[1] >= 2:
+    if x_BD.dim() != 2 or x_BD.numel() == 0 or weight_DK.dim() != 2 or not state_BKD.is_contiguous():
+        raise ValueError(
+            f"x {tuple(x_BD.shape)} and weight {tuple(weight_DK.shape)} must be (batch, channels) and (channels, taps), none "
+            f"of them empty, and the state contiguous"
+        )
+    if activation not in (None, "silu"):
+        raise ValueError(f"activation {activation!r} is unknown; choose 'silu' or None")
+    (num_sequences, num_channels), num_taps = x_BD.shape, weight_DK.shape[1]
+    check_shapes(
+        f"x {tuple(x_BD.shape)} and {num_taps} taps",
+        x_BD,
+        {
+            "state": (state_BKD, (num_sequences, num_taps - 1, num_channels)),
+            "weight": (weight_DK, (num_channels, num_taps)),
+            "bias": (bias_D, (num_channels,)),
+        },
+    )
+    if choose(implementation, x_BD, "" if num_taps >= 2 else "1 tap; 2 or more fit") == "triton":
         from .step import causal_conv1d_step_triton  # here, so that a machine without Triton never imports it
 
         return causal_conv1d_step_triton(state_BKD, x_BD, weight_DK, bias_D, activation == "silu")
@@ -142,7 +161,9 @@ def last_inputs(x_BTD: Tensor, first: Tensor | None, seq_idx: Tensor | None, num
         missing = x_BTD.new_zeros(x_BTD.shape[0], wanted, x_BTD.shape[2]) if first is None else first.to(x_BTD.dtype)
         last = torch.cat([missing[:, T:], last], dim=1)
     if seq_idx is None:
-        return last.clone()  # a view would keep the whole piece in memory for as long as its last bases
+        return last.clone(
+            memory_format=torch.contiguous_format
+        )  # a view would keep the whole piece in memory for as long as its last bases
     idx = torch.cat([seq_idx[:, :1].expand(-1, wanted), seq_idx], dim=1)[:, -num_taps:]
     changes = (idx[:, 1:] != idx[:, :-1]).flip(1).cumsum(1).flip(1)  # from each of the last K - 1 positions to the end
     same = torch.nn.functional.pad(changes[:, 1:], (0, 1)) == 0

@@ -10,21 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from dna_mamba.kernels.fused_functions import only_if, sigmoid, strided
+
 SIZES = ("T", "num_pieces", "positions")
 POSITIONS = 128
 """Of a program; more make fewer partial sums of the weights' gradient, fewer fill the GPU with one short sequence."""
-
-
-@triton.jit
-def _only_if(mask, condition):
-    """Narrow a mask by a scalar condition; the comparison keeps it boolean in every interpreter."""
-    return (mask & condition) != 0
-
-
-@triton.jit
-def _sigmoid(v):
-    return 1.0 / (1.0 + tl.exp2(-v * LOG2_E))
 
 
 @triton.jit
@@ -53,9 +43,9 @@ def _before(x_ptr, first_ptr, start, x_t, channel, num_channels, inside, K: tl.c
     window = ()
     for k in tl.static_range(K - 1):
         t = start - (K - 1) + k
-        x = tl.load(x_ptr + t.to(tl.int64) * x_t + channel, _only_if(inside, t >= 0), 0.0).to(tl.float32)
+        x = tl.load(x_ptr + t.to(tl.int64) * x_t + channel, only_if(inside, t >= 0), 0.0).to(tl.float32)
         if FIRST:
-            x += tl.load(first_ptr + (t + K - 1) * num_channels + channel, _only_if(inside, t < 0), 0.0).to(tl.float32)
+            x += tl.load(first_ptr + (t + K - 1) * num_channels + channel, only_if(inside, t < 0), 0.0).to(tl.float32)
         window = window + (x,)
     return window
 
@@ -89,7 +79,7 @@ def _forward(
     for t in range(start, end, UNROLL):
         loaded = ()
         for i in tl.static_range(UNROLL):
-            loaded = loaded + (tl.load(x_ptr + i * x_t + channel, _only_if(inside, t + i < end), 0.0),)
+            loaded = loaded + (tl.load(x_ptr + i * x_t + channel, only_if(inside, t + i < end), 0.0),)
         for i in tl.static_range(UNROLL):
             read = window + (loaded[i].to(tl.float32),)
             total = bias
@@ -100,10 +90,8 @@ def _forward(
                     term = tl.where(reach >= K - 1 - k, term, 0.0)
                 total += term
             if SILU:
-                total *= _sigmoid(total)
-            tl.store(
-                y_ptr + i * num_channels + channel, total.to(y_ptr.dtype.element_ty), _only_if(inside, t + i < end)
-            )
+                total *= sigmoid(total)
+            tl.store(y_ptr + i * num_channels + channel, total.to(y_ptr.dtype.element_ty), only_if(inside, t + i < end))
             window = _tail(read, K)
         x_ptr += UNROLL * x_t
         y_ptr += UNROLL * num_channels
@@ -139,7 +127,7 @@ def _backward(
     for t in range(start, end + K - 1, UNROLL):
         xs, dys = (), ()
         for i in tl.static_range(UNROLL):
-            there = _only_if(inside, t + i < T)
+            there = only_if(inside, t + i < T)
             xs = xs + (tl.load(x_ptr + i * x_t + channel, there, 0.0),)
             dys = dys + (tl.load(dy_ptr + i * dy_t + channel, there, 0.0),)
         for i in tl.static_range(UNROLL):
@@ -156,7 +144,7 @@ def _backward(
                     if RESETS:
                         term = tl.where(reach >= K - 1 - k, term, 0.0)
                     total += term
-                s = _sigmoid(total)
+                s = sigmoid(total)
                 d *= s * (1.0 + total * (1.0 - s))
             mine = tl.where(now < end, d, 0.0)
             dbias += mine
@@ -180,10 +168,10 @@ def _backward(
             tl.store(
                 dx_ptr + i * dx_t + channel,
                 dx.to(dx_ptr.dtype.element_ty),
-                _only_if(inside, (at >= start) & (at < end)),
+                only_if(inside, (at >= start) & (at < end)),
             )
             if FIRST:
-                tl.store(dfirst_ptr + (at + K - 1) * num_channels + channel, dx, _only_if(inside, at < 0))
+                tl.store(dfirst_ptr + (at + K - 1) * num_channels + channel, dx, only_if(inside, at < 0))
             window = _tail(read, K)
             gradients = _tail(gradients, K)
             reaches = _tail(reaches, K)
@@ -193,10 +181,6 @@ def _backward(
     for k in tl.static_range(K):
         tl.store(dweight_ptr + (stretch.to(tl.int64) * K + k) * num_channels + channel, dtaps[k], inside)
     tl.store(dbias_ptr + stretch.to(tl.int64) * num_channels + channel, dbias, inside)
-
-
-def _strided(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _reach(seq_idx_BT: Tensor | None, num_taps: int, x: Tensor) -> Tensor:
@@ -242,7 +226,7 @@ def conv_forward(
 ) -> Tensor:
     """Run the forward kernel; `first` holds the K - 1 inputs before the first position."""
     num_sequences, T, num_channels = x_BTD.shape
-    x = _strided(x_BTD)
+    x = strided(x_BTD)
     tensors, (num_tiles, num_pieces), options = _arguments(x, weight_DK, bias_D, first, seq_idx, silu)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
@@ -273,7 +257,7 @@ def conv_backward(
     """
     num_sequences, T, num_channels = x_BTD.shape
     num_taps = weight_DK.shape[1]
-    x, dy = _strided(x_BTD), _strided(dy_BTD)
+    x, dy = strided(x_BTD), strided(dy_BTD)
     tensors, (num_tiles, num_pieces), options = _arguments(x, weight_DK, bias_D, first, seq_idx, silu)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if dx_BTD is None else dx_BTD
     new = tensors[1].new_empty

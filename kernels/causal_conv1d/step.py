@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from dna_mamba.kernels.fused_functions import sigmoid, strided
 
 
 @triton.jit(do_not_specialize=("num_sequences",))
@@ -30,14 +30,14 @@ def _step(
             tl.store(state_ptr + (k - 1) * num_channels, before, inside)
     tl.store(state_ptr + (K - 2) * num_channels, x.to(state_ptr.dtype.element_ty), inside)
     if SILU:
-        total *= 1.0 / (1.0 + tl.exp2(-total * LOG2_E))
+        total *= sigmoid(total)
     tl.store(y_ptr + b * num_channels + channel, total.to(y_ptr.dtype.element_ty), inside)
 
 
 @torch.library.custom_op("dna_mamba::causal_conv1d_step", mutates_args=("state",))
 def causal_conv1d_step_triton(state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     """Run the Triton kernel; see `causal_conv1d_step`."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = strided(x)
     num_sequences, num_channels = x.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):

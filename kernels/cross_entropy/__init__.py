@@ -19,7 +19,8 @@ def cross_entropy(
 
     Args:
         logits_BTV: Scores of every token, any floating dtype; the softmax runs in float32 or better.
-        targets_BT: Token ids below V, any integer dtype.
+        targets_BT: Token ids below V, any integer dtype. Others raise an IndexError in `naive`, and have NaN as their loss
+            and gradient in `triton`.
         weights_BT: Weight of each target, not negative; a target of weight 0 adds exactly 0, even where its loss is
             infinite. None is 1 everywhere.
         implementation: 'auto', 'naive', 'cpu' (as 'naive') or 'triton' (GPU, no second copy of the logits; up to 4,096
@@ -36,11 +37,15 @@ def cross_entropy(
         raise ValueError(f"logits, targets and weights are {given}; they must be (..., vocabulary), (...) and (...)")
     vocabulary = logits_BTV.shape[-1]
     unfit = "" if vocabulary <= MAX_VOCABULARY else f"{vocabulary} tokens; at most {MAX_VOCABULARY} fit"
-    if targets_BT.numel() > 0 and choose(implementation, logits_BTV, unfit) == "triton":
+    name = choose(implementation, logits_BTV, unfit)
+    if name == "triton" and targets_BT.numel() > 0:
         from .fused import cross_entropy_triton  # here, so that a machine without Triton never imports it
 
-        return cross_entropy_triton(logits_BTV, targets_BT, weights_BT)
-    losses_BT = cross_entropy_naive(logits_BTV, targets_BT)
+        if weights_BT is None or not weights_BT.requires_grad:
+            return cross_entropy_triton(logits_BTV, targets_BT, weights_BT)
+        losses_BT = cross_entropy_triton(logits_BTV, targets_BT, None)
+    else:
+        losses_BT = cross_entropy_naive(logits_BTV, targets_BT)
     if weights_BT is None:
         return losses_BT
     return torch.where(weights_BT > 0, losses_BT * weights_BT, 0.0)

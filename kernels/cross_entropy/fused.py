@@ -46,7 +46,8 @@ def _backward(
     target = tl.load(targets_ptr + row, row < num_rows, 0).to(tl.int64)
     scale = tl.load(dlosses_ptr + row * dlosses_stride, row < num_rows, 0.0).to(tl.float32)
     dlogits = powers / total[:, None] - (token[None, :] == target[:, None]).to(tl.float32)
-    dlogits *= scale[:, None]
+    known = (target >= 0) & (target < vocabulary)
+    dlogits = tl.where(known[:, None], dlogits * scale[:, None], float("nan"))
     if WEIGHTS:
         weight = tl.load(weights_ptr + row, row < num_rows, 0.0).to(tl.float32)
         dlogits = tl.where((weight > 0)[:, None], dlogits * weight[:, None], 0.0)

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from dna_mamba.kernels.causal_conv1d import MAX_TAPS
 from dna_mamba.kernels.dispatch import choose
-from dna_mamba.kernels.selective_scan import MAX_STATES
+from dna_mamba.kernels.selective_scan import MAX_STATES, STATES_AT_ONCE
+from dna_mamba.kernels.shapes import check_shapes
 
 from .naive import mamba_inner_naive
 
@@ -49,19 +50,40 @@ def mamba_inner(
         ValueError: Shapes disagree, or the implementation cannot take these tensors.
     Source: Gu and Dao 2023 (arXiv 2312.00752), algorithm 2 and figure 3.
     """
-    num_channels, num_states = A_EN.shape
-    expected = (2 * num_channels, dt_proj_ER.shape[1] + 2 * num_states)
-    if xz_BTF.dim() != 3 or (xz_BTF.shape[2], x_proj_PE.shape[0]) != expected:
+    matrices = (conv_weight_EK, x_proj_PE, dt_proj_ER, A_EN)
+    if xz_BTF.dim() != 3 or any(x.dim() != 2 or x.numel() == 0 for x in matrices):
         raise ValueError(
-            f"xz {tuple(xz_BTF.shape)} and x_proj {tuple(x_proj_PE.shape)} do not fit A {tuple(A_EN.shape)} and a step size "
-            f"of rank {dt_proj_ER.shape[1]}: they need {expected[0]} channels and {expected[1]} rows"
+            f"xz must be (batch, length, 2 channels), not {tuple(xz_BTF.shape)}, and conv_weight, x_proj, dt_proj and A "
+            f"matrices that are not empty, not {', '.join(str(tuple(x.shape)) for x in matrices)}"
         )
-    num_taps = conv_weight_EK.shape[1]
+    num_channels, num_states = A_EN.shape
+    if xz_BTF.shape[2] != 2 * num_channels:
+        raise ValueError(
+            f"xz is {tuple(xz_BTF.shape)}; with A {tuple(A_EN.shape)} its last size must be {2 * num_channels}"
+        )
+    if xz_BTF.numel() == 0:
+        raise ValueError(f"xz must hold at least one position, not {tuple(xz_BTF.shape)}")
+    num_sequences, rank, num_taps = xz_BTF.shape[0], dt_proj_ER.shape[1], conv_weight_EK.shape[1]
+    check_shapes(
+        f"xz {tuple(xz_BTF.shape)}, A {tuple(A_EN.shape)}, {num_taps} taps and a step size of rank {rank}",
+        xz_BTF,
+        {
+            "conv_weight": (conv_weight_EK, (num_channels, num_taps)),
+            "conv_bias": (conv_bias_E, (num_channels,)),
+            "x_proj": (x_proj_PE, (rank + 2 * num_states, num_channels)),
+            "dt_proj": (dt_proj_ER, (num_channels, rank)),
+            "dt_bias": (dt_bias_E, (num_channels,)),
+            "A": (A_EN, (num_channels, num_states)),
+            "D": (D_E, (num_channels,)),
+            "conv_state": (conv_state, (num_sequences, num_taps - 1, num_channels)),
+            "scan_state": (scan_state, (num_sequences, num_channels, num_states)),
+        },
+    )
     fits = num_states <= MAX_STATES and 2 <= num_taps <= MAX_TAPS
     unfit = "" if fits else f"{num_states} states and {num_taps} taps; {MAX_STATES} and 2 to {MAX_TAPS} fit"
     name = choose(implementation, xz_BTF, unfit)
     weights = (conv_weight_EK, conv_bias_E, x_proj_PE, dt_proj_ER, dt_bias_E, A_EN, D_E)
-    if name == "triton" and num_states <= 16:  # more run in groups, part by part
+    if name == "triton" and num_states <= STATES_AT_ONCE:  # more run in groups, part by part
         from .fused import mamba_inner_triton  # here, so that a machine without Triton never imports it
 
         return mamba_inner_triton(xz_BTF, *weights, conv_state, scan_state)

@@ -1,6 +1,9 @@
 # Shapes: B sequences, T positions, E channels, F = 2 E, N states, K taps, R rank of delta, P = R + 2 N
 """The inside of a Mamba layer as one operator around the convolution's and the scan's kernels."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +13,19 @@ from dna_mamba.kernels.causal_conv1d.fused import conv_backward, conv_forward
 from dna_mamba.kernels.selective_scan.fused import as_rows, forward_shapes, scan_backward, scan_forward
 
 
+def _in_given_dtypes(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    """Keep autocast out: the matrix products run in the dtype of xz, as forward and backward must agree on."""
+
+    @functools.wraps(function)
+    def run(*arguments):
+        with torch.autocast(arguments[0].device.type, enabled=False):
+            return function(*arguments)
+
+    return run
+
+
 @torch.library.custom_op("dna_mamba::mamba_inner", mutates_args=())
+@_in_given_dtypes
 def _inner(
     xz: Tensor,
     conv_weight: Tensor,
@@ -53,6 +68,7 @@ def _(xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, conv_state, sc
 
 
 @torch.library.custom_op("dna_mamba::mamba_inner_backward", mutates_args=())
+@_in_given_dtypes
 def _inner_backward(
     dy: Tensor,
     dlast: Tensor | None,

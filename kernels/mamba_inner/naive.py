@@ -33,11 +33,13 @@ def mamba_inner_naive(
         return_final_state=True,
         implementation=implementation,
     )
-    delta_BTR, B_BTN, C_BTN = F.linear(x_BTE, x_proj_PE).split([dt_proj_ER.shape[1], num_states, num_states], dim=-1)
+    delta_BTR, B_BTN, C_BTN = F.linear(x_BTE, x_proj_PE.to(x_BTE.dtype)).split(
+        [dt_proj_ER.shape[1], num_states, num_states], dim=-1
+    )
     # The bias joins inside the scan, in float32: biases lie near -7 to -2, where bfloat16 is off by up to 1.5 %.
     y_BTE, scan_state_BEN = selective_scan(
         x_BTE,
-        F.linear(delta_BTR, dt_proj_ER),
+        F.linear(delta_BTR, dt_proj_ER.to(delta_BTR.dtype)),
         A_EN,
         B_BTN,
         C_BTN,

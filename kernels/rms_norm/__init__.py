@@ -51,7 +51,8 @@ def rms_norm(
     unfit = "" if weight_D.shape[0] <= MAX_CHANNELS else f"{weight_D.shape[0]} channels; at most {MAX_CHANNELS} fit"
     if residual is not None and residual.dtype == torch.float64:
         unfit = "a float64 residual"
-    if x.numel() > 0 and choose(implementation, x, unfit) == "triton":
+    name = choose(implementation, x, unfit)
+    if name == "triton" and x.numel() > 0:
         from .fused import rms_norm_triton  # here, so that a machine without Triton never imports it
 
         y, total = rms_norm_triton(x, weight_D, eps, residual, dtype)

@@ -5,11 +5,14 @@ import torch
 from torch import Tensor
 
 from dna_mamba.kernels.dispatch import choose
+from dna_mamba.kernels.shapes import check_shapes
 
 from .naive import selective_scan_naive
 
 MAX_STATES = 64
-"""Of a channel in the Triton kernels: 16 at a time in registers, more in groups of 16."""
+"""Of a channel in the Triton kernels."""
+STATES_AT_ONCE = 16
+"""Of a channel that the Triton kernels hold in registers; more run in groups of so many."""
 
 
 def selective_scan(
@@ -56,7 +59,7 @@ def selective_scan(
         ValueError: Shapes disagree, or the implementation cannot take these tensors.
     Source: Gu and Dao 2023 (arXiv 2312.00752), equations 2a and 2b with the discretisation of section 3.3.
     """
-    check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx)
     num_states = A.shape[1]
     name = choose(
@@ -113,7 +116,7 @@ def selective_scan_step(
     """
     u_, delta_, B_, C_ = (x[:, None] for x in (u, delta, B, C))
     z_ = None if z is None else z[:, None]
-    check_shapes(u_, delta_, A, B_, C_, D, z_, delta_bias, state, None)
+    _check(u_, delta_, A, B_, C_, D, z_, delta_bias, state, None)
     if state.dtype != torch.promote_types(u.dtype, torch.float32) or not state.is_contiguous():
         raise ValueError(f"state must be contiguous and float32 (float64 for float64 inputs), not {state.dtype}")
     if choose(implementation, u) == "triton":
@@ -137,7 +140,7 @@ def selective_scan_step(
     return y[:, 0]
 
 
-def check_shapes(
+def _check(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -155,8 +158,8 @@ def check_shapes(
             f"u must be (batch, length, channels) with at least one position, none of them empty, and a floating dtype, "
             f"not {tuple(u.shape)} of {u.dtype}"
         )
-    if A.dim() != 2:
-        raise ValueError(f"A must be (channels, states), not {tuple(A.shape)}")
+    if A.dim() != 2 or A.shape[1] == 0:
+        raise ValueError(f"A must be (channels, states) with at least one state, not {tuple(A.shape)}")
     (batch, length, channels), states = u.shape, A.shape[1]
     expected = {
         "delta": (delta, (batch, length, channels)),
@@ -169,14 +172,9 @@ def check_shapes(
         "initial_state": (initial_state, (batch, channels, states)),
         "seq_idx": (seq_idx, (batch, length)),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)}; with u {tuple(u.shape)} and A {tuple(A.shape)} it must be {shape}"
-            )
-        if name != "seq_idx" and not tensor.is_floating_point():
+    check_shapes(f"u {tuple(u.shape)} and A {tuple(A.shape)}", u, expected)
+    for name, (tensor, _) in expected.items():
+        if tensor is not None and name != "seq_idx" and not tensor.is_floating_point():
             raise ValueError(f"{name} must have a floating dtype, not {tensor.dtype}")
     if seq_idx is not None and seq_idx.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"seq_idx must be int32, not {seq_idx.dtype}")

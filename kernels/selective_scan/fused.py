@@ -14,13 +14,12 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from dna_mamba.kernels.fused_functions import LOG2_E, strided
+from dna_mamba.kernels.selective_scan import STATES_AT_ONCE
 from dna_mamba.kernels.selective_scan.fused_backward import chunk_adjoints, gradients
 from dna_mamba.kernels.selective_scan.fused_carry import carry, join_groups
 from dna_mamba.kernels.selective_scan.fused_forward import chunk_states, outputs
 
-LOG2_E = 1.4426950408889634
-STATES_AT_ONCE = 16
-"""Of a channel that a lane holds; more run in groups of so many."""
 SEGMENT = 16
 """Positions between stored states: 64 / SEGMENT bytes an element; more of them take digits from the gradient of A."""
 PROGRAMS_A_SCHEDULER = 16
@@ -83,9 +82,9 @@ def _plan_for(u_BTD: Tensor) -> Plan:
     return plan(num_sequences, T, num_channels, multiprocessors)
 
 
-def _strided(x: Tensor) -> Tensor:
-    """Give x with its channels next to each other in memory; slices of a wider tensor are taken as they are."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _limit(kernel: str) -> dict[str, int]:
+    """Give the launch option that sets a lane's registers; only Triton's CUDA compiler knows it."""
+    return {} if torch.version.hip else {"maxnreg": REGISTERS[kernel]}
 
 
 def as_rows(x_BTN: Tensor) -> Tensor:
@@ -161,9 +160,9 @@ def scan_forward(
     num_sequences, T, num_channels = u_BTD.shape
     num_states = A_DN.shape[1]
     cut = _plan_for(u_BTD)
-    u, delta = _strided(u_BTD), _strided(delta_BTD)
-    z = u if z_BTD is None else _strided(z_BTD)
-    A2_ND = (A_DN.float() * LOG2_E).t().contiguous()
+    u, delta = strided(u_BTD), strided(delta_BTD)
+    z = u if z_BTD is None else strided(z_BTD)
+    A2_ND = (A_DN.float() * LOG2_E.value).t().contiguous()
     D_D, bias_D, resets_BT = _channels(D_D, u), _channels(delta_bias_D, u), _resets(seq_idx_BT, u)
     new = A2_ND.new_empty
     first_BND = _states_first(initial_state_BDN, (num_sequences, num_states, num_channels), u.device)
@@ -190,14 +189,14 @@ def scan_forward(
             chunk_states[grid](
                 u, delta, A2_ND, B_BTN, bias_D, resets_BT, entering, sums, kept,
                 T, num_channels, cut.num_chunks, cut.chunk_positions, B_BTN.shape[-1],
-                *u.stride()[:2], *delta.stride()[:2], maxnreg=REGISTERS["chunk_states"], **options,
+                *u.stride()[:2], *delta.stride()[:2], **_limit("chunk_states"), **options,
             )  # fmt: skip
             _join(entering, A2_ND, sums, kept, first_BND, backward=False, resets=seq_idx_BT is not None)
         outputs[grid](
             u, delta, A2_ND, B_BTN, C_BTN, D_D, z, bias_D, resets_BT, entering, y, boundary, final_BND,
             T, num_channels, cut.num_chunks, cut.num_segments, cut.chunk_segments, B_BTN.shape[-1],
             *u.stride()[:2], *delta.stride()[:2], *z.stride()[:2],
-            SEGMENT=SEGMENT, GATE=z_BTD is not None, KEEP=keep, maxnreg=REGISTERS["outputs"], **options,
+            SEGMENT=SEGMENT, GATE=z_BTD is not None, KEEP=keep, **_limit("outputs"), **options,
         )  # fmt: skip
     return y, final_BND.transpose(1, 2).contiguous(), boundary, sums
 
@@ -231,9 +230,9 @@ def scan_backward(
     num_sequences, T, num_channels = u_BTD.shape
     num_states = A_DN.shape[1]
     cut = _plan_for(u_BTD)
-    u, delta, dy = _strided(u_BTD), _strided(delta_BTD), _strided(dy_BTD)
-    z = u if z_BTD is None else _strided(z_BTD)
-    A2_ND = (A_DN.float() * LOG2_E).t().contiguous()
+    u, delta, dy = strided(u_BTD), strided(delta_BTD), strided(dy_BTD)
+    z = u if z_BTD is None else strided(z_BTD)
+    A2_ND = (A_DN.float() * LOG2_E.value).t().contiguous()
     D_D, bias_D, resets_BT = _channels(D_D, u), _channels(delta_bias_D, u), _resets(seq_idx_BT, u)
     new = A2_ND.new_empty
     last_BND = _states_first(dfinal_BDN, (num_sequences, num_states, num_channels), u.device)
@@ -271,7 +270,7 @@ def scan_backward(
             chunk_adjoints[(num_programs,)](
                 delta, A2_ND, C_BTN, z, bias_D, resets_BT, dy, arriving,
                 T, num_channels, cut.num_chunks, cut.chunk_positions, C_BTN.shape[-1],
-                *delta.stride()[:2], *z.stride()[:2], *dy.stride()[:2], maxnreg=REGISTERS["chunk_adjoints"], **options,
+                *delta.stride()[:2], *z.stride()[:2], *dy.stride()[:2], **_limit("chunk_adjoints"), **options,
             )  # fmt: skip
             kept = new(num_sequences, cut.num_chunks)
             if seq_idx_BT is not None:
@@ -283,7 +282,7 @@ def scan_backward(
             du, ddelta, dz, dA, dB, dC, dD, dbias, dfirst_BND, scratch, parked,
             num_sequences, T, num_channels, cut.num_chunks, cut.num_segments, cut.chunk_segments, B_BTN.shape[-1],
             *u.stride()[:2], *delta.stride()[:2], *z.stride()[:2], *dy.stride()[:2], *dz.stride()[:2],
-            P=triton.next_power_of_2(num_states), SEGMENT=SEGMENT, maxnreg=REGISTERS["gradients"], **options,
+            P=triton.next_power_of_2(num_states), SEGMENT=SEGMENT, **_limit("gradients"), **options,
         )  # fmt: skip
     return (
         *(du, ddelta, dA.sum(0).t(), dB.sum(0), dC.sum(0), dD.sum(0)),

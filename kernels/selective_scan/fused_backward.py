@@ -10,6 +10,7 @@ restart in every segment from its exact end, w = (adjoint arriving) * (state lea
 import triton
 import triton.language as tl
 
+from dna_mamba.kernels.fused_functions import only_if, sigmoid
 from dna_mamba.kernels.selective_scan.fused_common import (
     LN_2,
     PIECE,
@@ -21,9 +22,7 @@ from dna_mamba.kernels.selective_scan.fused_common import (
     load_row,
     load_states,
     no_sums,
-    only_if,
     place,
-    sigmoid,
     step,
     store_states,
     touch,

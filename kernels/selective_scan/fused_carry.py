@@ -4,7 +4,8 @@
 import triton
 import triton.language as tl
 
-from dna_mamba.kernels.selective_scan.fused_common import SIZES, only_if
+from dna_mamba.kernels.fused_functions import only_if
+from dna_mamba.kernels.selective_scan.fused_common import SIZES
 
 
 @triton.jit

@@ -2,13 +2,14 @@
 """What the kernels of the selective scan share. Tensors of channels, one for each state, are kept in tuples.
 
 So the compiler keeps all states of a channel in one lane: a sum over states needs no exchange, and no layout is ever
-converted. A warp walks 64 channels, two a lane.
+converted. A warp walks 64 channels, two a lane, or 32 where there are no more.
 """
 
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from dna_mamba.kernels.fused_functions import only_if, softplus
+
 LN_2 = tl.constexpr(0.6931471805599453)
 PIECE = tl.constexpr(4)
 """Positions whose inputs are brought into the first-level cache at once; divides SEGMENT."""
@@ -17,37 +18,11 @@ SIZES = ("num_sequences", "T", "num_chunks", "num_segments", "num_groups", "chun
 
 
 @triton.jit
-def only_if(mask, condition):
-    """Narrow a mask by a scalar condition; the comparison keeps it boolean in every interpreter."""
-    return (mask & condition) != 0
-
-
-@triton.jit
-def softplus(v):
-    """log(1 + exp(v)) without loss at either end: max(v, 0) + e * p(e), e = exp(-|v|), p = log1p(e) / e on [0, 1]."""
-    e = tl.exp2(-tl.abs(v) * LOG2_E)
-    p = e * 0.005126102361828089 - 0.029074065387248993  # Chebyshev interpolation, relative error 1e-7
-    p = p * e + 0.0775160863995552
-    p = p * e - 0.13602247834205627
-    p = p * e + 0.19076880812644958
-    p = p * e - 0.2483539879322052
-    p = p * e + 0.3331812024116516
-    p = p * e - 0.4999944567680359
-    p = p * e + 0.9999999403953552
-    return tl.maximum(v, 0.0) + e * p
-
-
-@triton.jit
 def step(delta, bias, SOFTPLUS: tl.constexpr):
     delta = delta.to(tl.float32) + bias
     if SOFTPLUS:
         delta = softplus(delta)
     return delta
-
-
-@triton.jit
-def sigmoid(v):
-    return 1.0 / (1.0 + tl.exp2(-v * LOG2_E))
 
 
 @triton.jit
@@ -136,7 +111,7 @@ def begin_sums(products, N: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, 
     """Begin to sum N tensors over the channels of each warp; P is N raised to a power of two.
 
     A lane first adds its own channels. Then lanes exchange halves: P numbers in all, against 5 P sum by sum. The last
-    exchanges wait for each other, so they are left to `_end_sums`, a position later, among independent work.
+    exchanges wait for each other, so they are left to `end_sums`, a position later, among independent work.
     """
     lane = tl.broadcast_to(tl.arange(0, 32)[None, :], [WARPS, 32])
     sums = ()
@@ -157,13 +132,8 @@ def end_sums(ptr, warp_stride, sums, valid, N: tl.constexpr, P: tl.constexpr, WA
         sums = exchange(sums, lane, P >> level, 16 >> level)
     thread = tl.arange(0, 32 * WARPS)
     ptr += (thread // 32) * warp_stride
-    if P > 32:
-        for i in tl.static_range(P // 32):
-            n = (thread % 32) * (P // 32) + i
-            tl.store(ptr + n, tl.reshape(sums[i], [32 * WARPS]), only_if(n < N, valid))
-    else:
-        n = (thread % 32) // (32 // P)
-        tl.store(ptr + n, tl.reshape(sums[0], [32 * WARPS]), only_if((thread % (32 // P) == 0) & (n < N), valid))
+    n = (thread % 32) // (32 // P)
+    tl.store(ptr + n, tl.reshape(sums[0], [32 * WARPS]), only_if((thread % (32 // P) == 0) & (n < N), valid))
 
 
 @triton.jit

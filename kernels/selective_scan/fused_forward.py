@@ -4,6 +4,7 @@
 import triton
 import triton.language as tl
 
+from dna_mamba.kernels.fused_functions import only_if, sigmoid
 from dna_mamba.kernels.selective_scan.fused_common import (
     PIECE,
     SIZES,
@@ -11,9 +12,7 @@ from dna_mamba.kernels.selective_scan.fused_common import (
     fold,
     load_row,
     load_states,
-    only_if,
     place,
-    sigmoid,
     step,
     store_states,
     touch,

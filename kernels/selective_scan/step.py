@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from dna_mamba.kernels.fused_functions import LOG2_E, sigmoid, softplus, strided
 
 
 @triton.jit(do_not_specialize=("num_sequences",))
@@ -28,10 +28,7 @@ def _step(
     if BIAS:
         delta += tl.load(bias_ptr + channel, inside, 0.0).to(tl.float32)
     if SOFTPLUS:
-        e = tl.exp2(-tl.abs(delta) * LOG2_E)
-        # log(1 + e) = e - e^2 / 2 + ... where 1 + e would lose the digits of e
-        small = e * (1.0 - e * (0.5 - e * (1.0 / 3.0 - e * 0.25)))
-        delta = tl.maximum(delta, 0.0) + tl.where(e < 0.01, small, tl.log(1.0 + e))
+        delta = softplus(delta)
     A = tl.load(A_ptr + at, both, 0.0).to(tl.float32)
     B = tl.load(B_ptr + b * B_b + n, n < num_states, 0.0).to(tl.float32)
     C = tl.load(C_ptr + b * C_b + n, n < num_states, 0.0).to(tl.float32)
@@ -44,7 +41,7 @@ def _step(
         y += tl.load(D_ptr + channel, inside, 0.0).to(tl.float32) * u
     if GATE:
         gate = tl.load(z_ptr + b * z_b + channel, inside, 0.0).to(tl.float32)
-        y *= gate / (1.0 + tl.exp2(-gate * LOG2_E))
+        y *= gate * sigmoid(gate)
     tl.store(y_ptr + b * num_channels + channel, y.to(y_ptr.dtype.element_ty), inside)
 
 
@@ -62,8 +59,8 @@ def selective_scan_step_triton(
     delta_softplus: bool,
 ) -> Tensor:
     """Run the Triton kernel; see `selective_scan_step`."""
-    u, delta, B, C = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, delta, B, C))
-    z_ = u if z is None else z if z.stride(-1) == 1 else z.contiguous()
+    u, delta, B, C = (strided(x) for x in (u, delta, B, C))
+    z_ = u if z is None else strided(z)
     num_sequences, num_channels, num_states = state.shape
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     block = 32

@@ -24,7 +24,7 @@ from dna_mamba.kernels.selective_scan import fused, fused_backward, fused_forwar
 tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 bfloat16 = {"u_ptr", "delta_ptr", "z_ptr", "y_ptr", "dy_ptr", "du_ptr", "ddelta_ptr", "dz_ptr"}
 aligned = {"num_channels", "row_width", *(f"{x}_{d}" for x in ("u", "delta", "z", "dy", "dz") for d in "bt")}
-given = dict(N=16, P=16, BLOCK=128, WARPS=2, FULL=True, SEGMENT=fused.SEGMENT, SOFTPLUS=True, GATE=True, RESETS=False, KEEP=True)
+given = dict(N=16, P=16, BLOCK=128, WARPS=2, FULL=True, SEGMENT=fused.SEGMENT, SOFTPLUS=True, GATE=True, RESETS=False, KEEP=True) | json.loads(sys.argv[2])
 kernel = getattr(fused_backward if hasattr(fused_backward, sys.argv[1]) else fused_forward, sys.argv[1])
 names = kernel.arg_names
 constants = {name: value for name, value in given.items() if name in names}
@@ -34,7 +34,7 @@ signature = {
     for name in names
 }
 attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith("_ptr") or name in aligned}
-options = dict(num_warps=2, maxnreg=fused.REGISTERS[sys.argv[1]], enable_fp_fusion=True)
+options = dict(num_warps=given["WARPS"], maxnreg=fused.REGISTERS[sys.argv[1]], enable_fp_fusion=True)
 source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 with tempfile.TemporaryDirectory() as folder:
@@ -60,13 +60,20 @@ print(json.dumps({"registers": int(re.search(r"REG:(\\d+)", usage)[1]), "loops":
 """
 
 
-@pytest.mark.parametrize(
-    "kernel, num_loops", [("chunk_states", 1), ("outputs", 1), ("chunk_adjoints", 1), ("gradients", 2)]
-)
-def test_the_hot_loops_have_no_barrier_and_no_spill(kernel, num_loops):
+LOOPS = {"chunk_states": 1, "outputs": 1, "chunk_adjoints": 1, "gradients": 2}
+VARIANTS = {
+    "usual": {},
+    "one warp of a part of the channels, resets": {"WARPS": 1, "BLOCK": 64, "FULL": False, "RESETS": True},
+    "7 states without gate": {"GATE": False, "N": 7, "P": 8},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kernel", LOOPS)
+def test_the_hot_loops_have_no_barrier_and_no_spill(kernel, variant):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, kernel],
+        [sys.executable, "-c", PROGRAM, kernel, json.dumps(VARIANTS[variant])],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -74,10 +81,12 @@ def test_the_hot_loops_have_no_barrier_and_no_spill(kernel, num_loops):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found["loops"]) == num_loops
+    assert len(found["loops"]) == LOOPS[kernel]
+    states = VARIANTS[variant].get("N", 16)
     for loop in found["loops"]:
-        assert loop.count("MUFU") >= 32, "two channels of 16 states: an exponential each"
+        assert loop.count("MUFU") >= 2 * states, "two channels of these states: an exponential each"
         bad = {name: loop.count(name) for name in ("BAR", "LDL", "STL", "LDS", "STS", "WARPSYNC", "ATOMG", "RED")}
         assert not any(bad.values()), bad
-        # the sums over channels of the backward: 16 exchanges, not 80
-        assert loop.count("SHFL") == (16 if kernel == "gradients" else 0)
+        # the sums over channels of the backward: 16 exchanges for 16 states, not 80
+        exchanges = {16: 16, 7: 9}[states]
+        assert loop.count("SHFL") == (exchanges if kernel == "gradients" else 0)

@@ -1,5 +1,7 @@
 """The Triton kernels around the scan, convolution, norm and loss, against float64: interpreted, or on a GPU."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -150,38 +152,123 @@ def test_a_target_without_weight_adds_nothing_even_where_it_is_impossible(triton
 
 
 def test_a_target_outside_the_vocabulary_is_nan_not_a_number_from_elsewhere(triton_device):
-    given = cross_entropy(
-        normal(1, 3, 16).float().to(triton_device),
-        torch.tensor([[1, 16, -1]], device=triton_device),
-        implementation="triton",
-    )
-    assert given[0].isnan().tolist() == [False, True, True]
+    logits = normal(1, 4, 16).float().to(triton_device).requires_grad_()
+    targets = torch.tensor([[1, 16, -1, -100]], device=triton_device)
+    given = cross_entropy(logits, targets, implementation="triton")
+    given.sum().backward()
+    assert given[0].isnan().tolist() == [False, True, True, True]
+    assert logits.grad[0].isnan().all(-1).tolist() == [False, True, True, True]
+    with pytest.raises(IndexError, match="out of bounds"):
+        cross_entropy(logits.detach().cpu(), targets[:, 3:].cpu().expand(1, 4), implementation="naive")
 
 
-def test_the_gradient_of_a_sum_reads_no_copy(triton_device):
+def test_the_weights_of_targets_have_a_gradient(triton_device):
+    logits = normal(2, 5, 16).float().to(triton_device)
+    targets = torch.ones(2, 5, dtype=torch.long, device=triton_device)
+    weights = normal(2, 5, seed=1).abs().float().to(triton_device).requires_grad_()
+    given = cross_entropy(logits, targets, weights, implementation="triton")
+    given.sum().backward()
+    expected = F.cross_entropy(logits.double().flatten(0, 1), targets.flatten(), reduction="none").view(2, 5)
+    assert relative_error(weights.grad, expected) < EXACT
+    assert relative_error(given, expected * weights) < EXACT
+
+
+def test_the_gradient_of_a_sum_reads_no_copy(triton_device, monkeypatch):
+    from dna_mamba.kernels.cross_entropy import fused
+
     leaf = normal(2, 5, 16).float().to(triton_device).requires_grad_()
     targets = torch.ones(2, 5, dtype=torch.long, device=triton_device)
+    strides, kernel = [], fused._backward
+
+    class Spy:
+        def __getitem__(self, grid):
+            def launch(*arguments, **options):
+                strides.append(arguments[8])
+                return kernel[grid](*arguments, **options)
+
+            return launch
+
+    monkeypatch.setattr(fused, "_backward", Spy())
     cross_entropy(leaf, targets, implementation="triton").sum().backward()
     expected = (leaf.detach().softmax(-1) - F.one_hot(targets, 16)).double()
     assert relative_error(leaf.grad, expected) < EXACT
+    assert strides == [0]
+
+
+def gradients_of(function, leaves):
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    function(*leaves).backward()
+    return [leaf.grad for leaf in leaves]
+
+
+def chain(x, weight, taps):
+    """Run a convolution, a norm and a loss."""
+    y, state = causal_conv1d(x, taps, activation="silu", return_final_state=True, implementation="triton")
+    norm, total = rms_norm(y, weight, residual=x, implementation="triton")
+    targets = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+    return cross_entropy(norm, targets, implementation="triton").sum() + total.sum() + state.sum()
+
+
+def test_checkpointing_autocast_and_threads_change_nothing(triton_device):
+    leaves = [normal(*s).float().to(triton_device) for s in [(2, 12, 34), (34,), (34, 4)]]
+    expected = gradients_of(chain, leaves)
+
+    def checkpointed(*tensors):
+        return torch.utils.checkpoint.checkpoint(chain, *tensors, use_reentrant=False)
+
+    found = [gradients_of(checkpointed, leaves)]
+    with torch.autocast(leaves[0].device.type, dtype=torch.bfloat16):
+        found.append(gradients_of(chain, leaves))
+    if triton_device == "cuda":  # the interpreter keeps its place in global variables
+        threads = [threading.Thread(target=lambda: found.append(gradients_of(chain, leaves))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == (5 if triton_device == "cuda" else 2)
+    for given in found:
+        assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
 
 
 def test_they_compile_without_a_graph_break(triton_device):
-    x, weight, taps = (normal(*s).float().to(triton_device) for s in [(2, 12, 34), (34,), (34, 4)])
-    targets = torch.zeros(2, 12, dtype=torch.long, device=triton_device)
-
-    def loss(x, weight, taps):
-        y, state = causal_conv1d(x, taps, activation="silu", return_final_state=True, implementation="triton")
-        norm, total = rms_norm(y, weight, residual=x, implementation="triton")
-        return cross_entropy(norm, targets, implementation="triton").sum() + total.sum() + state.sum()
-
-    results = []
-    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-        leaves = [leaf.clone().requires_grad_() for leaf in (x, weight, taps)]
-        function(*leaves).backward()
-        results.append([leaf.grad for leaf in leaves])
-    for one, two in zip(*results, strict=True):
+    leaves = [normal(*s).float().to(triton_device) for s in [(2, 12, 34), (34,), (34, 4)]]
+    compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
+    for one, two in zip(gradients_of(chain, leaves), gradients_of(compiled, leaves), strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.gpu
+def test_offsets_past_two_to_the_31_elements():
+    # 2,359,296,000 elements: a 32-bit offset would wrap inside the last tenth
+    T, D, tail = 2_304_000, 1024, 64
+    generator = torch.Generator(device="cuda").manual_seed(0)
+
+    def draw(*shape, dtype=torch.bfloat16):
+        return torch.randn(shape, generator=generator, device="cuda", dtype=dtype)
+
+    x = draw(1, T, D).requires_grad_()
+    end = x.detach()[:, -tail - 3 :].clone().requires_grad_()  # with the inputs that the taps read
+    taps, weight = draw(D, 4, dtype=torch.float32), draw(D, dtype=torch.float32)
+    targets = torch.arange(T, device="cuda")[None] % D
+    for function in (
+        lambda x: causal_conv1d(x, taps, activation="silu", implementation="triton"),
+        lambda x: rms_norm(x, weight, implementation="triton"),
+        lambda x: rms_norm(x, weight, residual=x, implementation="triton")[1],
+        lambda x: cross_entropy(x, targets[:, -x.shape[1] :], implementation="triton"),
+    ):
+        y, y_end = function(x), function(end)
+        assert torch.equal(y[:, -tail:], y_end[:, -tail:])
+        dy = torch.zeros_like(y)
+        dy[:, -tail:] = 1.0
+        (given,) = torch.autograd.grad(y, x, dy)
+        (expected,) = torch.autograd.grad(y_end, end, dy[:, -tail - 3 :])
+        assert torch.equal(given[:, -tail:], expected[:, -tail:])
+        del y, dy, given
+
+
+def conv_step(x, **changes):
+    given = {"state_BKD": torch.zeros(1, 3, 8), "x_BD": x[:, 0], "weight_DK": torch.zeros(8, 4)} | changes
+    return causal_conv1d_step(**given, implementation="triton")
 
 
 @pytest.mark.parametrize(
@@ -192,8 +279,18 @@ def test_they_compile_without_a_graph_break(triton_device):
         (lambda x: rms_norm(x, torch.zeros(8), residual=torch.zeros(8)), "residual is"),
         (lambda x: rms_norm(x.double(), torch.zeros(8), implementation="triton"), "'triton' takes float32 or bfloat16"),
         (lambda x: cross_entropy(x, torch.zeros(1, 4)), "logits, targets and weights are"),
+        (lambda x: causal_conv1d(x, torch.zeros(8, 4), torch.zeros(7)), r"bias is \(7,\).* must be \(8,\)"),
+        (lambda x: causal_conv1d(x, torch.zeros(9, 4)), r"weight is \(9, 4\).* must be \(8, 4\)"),
+        (lambda x: causal_conv1d(x[:, :0], torch.zeros(8, 4)), "none of them empty"),
+        (lambda x: conv_step(x, weight_DK=torch.zeros(9, 4)), r"weight is \(9, 4\)"),
+        (lambda x: conv_step(x, bias_D=torch.zeros(9)), r"bias is \(9,\)"),
+        (lambda x: conv_step(x, state_BKD=torch.zeros(1, 2, 8)), r"state is \(1, 2, 8\)"),
+        (lambda x: conv_step(x, activation="relu"), "activation 'relu' is unknown"),
+        (lambda x: conv_step(x, state_BKD=torch.zeros(1, 0, 8), weight_DK=torch.zeros(8, 1)), "1 tap; 2 or more fit"),
+        (lambda x: rms_norm(x[:0].double(), torch.zeros(8), implementation="triton"), "'triton' takes float32 or"),
+        (lambda x: cross_entropy(x[:, :0].double(), torch.zeros(1, 0), implementation="triton"), "'triton' takes"),
     ],
-    ids=["taps", "weight", "residual", "dtype", "targets"],
+    ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_what_does_not_fit_is_named(call, words):
     with pytest.raises(ValueError, match=words):

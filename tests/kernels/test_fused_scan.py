@@ -25,10 +25,11 @@ def cast(inputs, dtype, device):
     return {name: x.to(device, dtype if name in BY_POSITION else torch.float32) for name, x in inputs.items()}
 
 
-def run_mixed(inputs, dtype, device):
+def run_mixed(inputs, dtype, device, seq_idx=None):
     """As in training: activations in the dtype, parameters and states in float32."""
     leaves = {name: x.requires_grad_() for name, x in cast(inputs, dtype, device).items()}
-    y, state = selective_scan(**leaves, delta_softplus=True, return_final_state=True, implementation="triton")
+    options = {"delta_softplus": True, "return_final_state": True, "implementation": "triton"}
+    y, state = selective_scan(**leaves, seq_idx=seq_idx, **options)
     generator = torch.Generator().manual_seed(99)
     dy, dstate = (torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in (y, state))
     torch.autograd.backward([y, state], [dy, dstate])
@@ -74,14 +75,37 @@ def test_sixty_four_states():
     compare(make_inputs(2, 50, 128, 64), "cuda")
 
 
-def test_the_length_in_chunks_with_resets(triton_device):
-    inputs = make_inputs(1, 300, 5, 1)
-    inputs["delta_bias"] = (
-        inputs["delta_bias"] - 6
-    )  # so slow a decay that what passes a reset would show in the next chunk
-    assert fused.plan(1, 300, 5, 1).num_chunks == 2
-    seq_idx = torch.tensor([[0] * 40 + [1] * 150 + [0] * 110], dtype=torch.int32)
-    compare(inputs, triton_device, seq_idx=seq_idx)
+@pytest.mark.parametrize("resets", [(16, 256), (100,), (40, 190)], ids=str)
+def test_the_length_in_chunks_with_resets(resets, triton_device):
+    # so slow a decay that what passes a reset would show in the next chunk; some resets open a segment or a chunk
+    inputs = make_inputs(1, 272, 5, 1, delta_scale=0.1)
+    inputs["delta_bias"] = inputs["delta_bias"] * 0.1 - 6
+    cut = fused.plan(1, 272, 5, 1)
+    assert cut.num_chunks == 2 and cut.chunk_positions == 256
+    seq_idx = torch.zeros(1, 272, dtype=torch.int32)
+    for start in resets:
+        seq_idx[:, start:] = 1 - seq_idx[0, start]
+    compare(inputs, triton_device, seq_idx=seq_idx, tolerance=3e-5)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("resets", [False, True])
+def test_the_carry_over_groups_of_chunks(resets, backward, triton_device):
+    num_chunks = 2 * fused.GROUP + 6
+    generator = torch.Generator().manual_seed(0)
+    ends, first = (torch.randn(2, *s, 3, 50, generator=generator, dtype=torch.float64) for s in [(num_chunks,), ()])
+    A2 = -torch.rand(3, 50, generator=generator, dtype=torch.float64)
+    sums = torch.rand(2, num_chunks, 50, generator=generator, dtype=torch.float64) * 0.1
+    kept = (torch.rand(2, num_chunks, generator=generator) > 0.05).double()
+    assert 0 < (kept == 0).sum() < 20
+    expected, carried = torch.empty_like(ends), first.clone()
+    for i in reversed(range(num_chunks)) if backward else range(num_chunks):
+        expected[:, i] = carried
+        decay = torch.exp2(A2 * sums[:, i, None]) * (kept[:, i, None, None] if resets else 1.0)
+        carried = decay * carried + ends[:, i]
+    given, *rest = (x.to(triton_device, torch.float32) for x in (ends, A2, sums, kept, first))
+    fused._join(given, *rest, backward=backward, resets=resets)
+    assert relative_error(given, expected) < EXACT
 
 
 @pytest.mark.gpu
@@ -89,7 +113,7 @@ def test_many_chunks_in_groups_with_resets():
     inputs = make_inputs(1, 20_000, 128, 16, delta_scale=0.1)
     inputs["delta_bias"] = inputs["delta_bias"] - 4
     assert fused.plan(1, 20_000, 128, 132).num_chunks > 2 * fused.GROUP
-    seq_idx = (torch.arange(20_000) // 7001).int()[None]
+    seq_idx = (torch.arange(20_000) // 7008).int()[None]  # resets open a segment
     compare(inputs, "cuda", seq_idx=seq_idx, tolerance=3e-5)
 
 
@@ -225,6 +249,8 @@ def test_what_the_kernels_do_not_take_is_named(triton_device):
     inputs = cast(make_inputs(1, 4, 8, 65), torch.float32, triton_device)
     with pytest.raises(ValueError, match="65 states; at most 64 fit"):
         selective_scan(**inputs, implementation="triton")
+    with pytest.raises(ValueError, match="at least one state"):
+        selective_scan(**{n: x[..., :0] if n in ("A", "B", "C", "initial_state") else x for n, x in inputs.items()})
     with pytest.raises(ValueError, match="'triton' takes float32 or bfloat16"):
         selective_scan(**{n: x.double() for n, x in inputs.items()}, implementation="triton")
 
@@ -271,49 +297,91 @@ def test_offsets_past_two_to_the_31_elements():
 
 
 @njit(parallel=True, error_model="numpy")
-def _float64_channel(u, delta, A, B, C, dy, h, y, du, ddelta, dA, dB, dC):
-    """One channel of the scan without gate and its gradients; rows are states."""
+def _float64_channel(u, delta, keep, A, B, C, first, dy, dlast, h, y, du, ddelta, dA, dB, dC, last, dfirst):
+    """One channel of the scan without skip and gate, and its gradients; rows are states."""
     T, N = u.shape[0], A.shape[0]
     for n in prange(N):
-        state = 0.0
+        state = first[n]
         for t in range(T):
-            state = np.exp(A[n] * delta[t]) * state + delta[t] * u[t] * B[t, n]
+            state = np.exp(A[n] * delta[t]) * keep[t] * state + delta[t] * u[t] * B[t, n]
             h[n, t] = state
             y[n, t] = C[t, n] * state
             dC[t, n] += dy[t] * state
-        adjoint, total = 0.0, 0.0
+        last[n] = state
+        adjoint, total = dlast[n], 0.0
         for t in range(T - 1, -1, -1):
             adjoint += C[t, n] * dy[t]
-            a = np.exp(A[n] * delta[t])
-            w = adjoint * a * (h[n, t - 1] if t > 0 else 0.0)
+            a = np.exp(A[n] * delta[t]) * keep[t]
+            w = adjoint * a * (h[n, t - 1] if t > 0 else first[n])
             du[n, t] = adjoint * B[t, n] * delta[t]
             ddelta[n, t] = adjoint * B[t, n] * u[t] + A[n] * w
             dB[t, n] += adjoint * delta[t] * u[t]
             total += delta[t] * w
             adjoint *= a
-        dA[n] = total
+        dA[n], dfirst[n] = total, adjoint
+
+
+def in_float64(inputs, resets_T):
+    """Give what `run` gives, channel by channel: it fits in memory at any length."""
+    x = {name: tensor.detach()[0] if tensor.dim() == 3 else tensor.detach() for name, tensor in inputs.items()}
+    (T, D), N = x["u"].shape, x["A"].shape[1]
+    generator = torch.Generator().manual_seed(99)
+    dy = torch.randn(1, T, D, generator=generator, dtype=torch.float64)[0]
+    dlast = torch.randn(1, D, N, generator=generator, dtype=torch.float64)[0]
+    raw, s = x["delta"] + x["delta_bias"], torch.sigmoid(x["z"])
+    delta, gate = torch.nn.functional.softplus(raw), x["z"] * s
+    d = dy * gate  # of what stands before the gate
+    y, du, ddelta = (torch.empty(T, D, dtype=torch.float64) for _ in range(3))
+    last, dfirst, dA = (torch.empty(D, N, dtype=torch.float64) for _ in range(3))
+    dB, dC = (torch.zeros(T, N, dtype=torch.float64) for _ in range(2))
+    parts = [np.empty((N, T)) for _ in range(4)]
+    keep = 1.0 - resets_T.double().numpy()
+    columns = {name: tensor.T.contiguous().numpy() for name, tensor in (("u", x["u"]), ("delta", delta), ("d", d))}
+    A, B, C, first = (x[name].numpy() for name in ("A", "B", "C", "initial_state"))
+    for c in range(D):
+        _float64_channel(columns["u"][c], columns["delta"][c], keep, A[c], B, C, first[c], columns["d"][c], dlast[c].numpy(),
+                         *parts, dA[c].numpy(), dB.numpy(), dC.numpy(), last[c].numpy(), dfirst[c].numpy())  # fmt: skip
+        for whole, part in zip((y, du, ddelta), parts[1:], strict=True):
+            whole[:, c] = torch.from_numpy(part.sum(0))
+    y += x["D"] * x["u"]
+    ddelta *= torch.sigmoid(raw)
+    return {
+        "y": (y * gate)[None],
+        "final state": last[None],
+        "gradient of u": (du + x["D"] * d)[None],
+        "gradient of delta": ddelta[None],
+        "gradient of A": dA,
+        "gradient of B": dB[None],
+        "gradient of C": dC[None],
+        "gradient of D": (d * x["u"]).sum(0),
+        "gradient of z": (dy * y * s * (1 + x["z"] * (1 - s)))[None],
+        "gradient of delta_bias": ddelta.sum(0),
+        "gradient of initial_state": dfirst[None],
+    }
+
+
+def test_the_reference_in_pieces_equals_the_float64_loop():
+    inputs = make_inputs(1, 40, 3, 2)
+    seq_idx = torch.tensor([[0] * 16 + [1] * 24], dtype=torch.int32)
+    expected = run(inputs, "naive", torch.float64, seq_idx=seq_idx)
+    assert_close(in_float64(inputs, torch.arange(40) == 16), expected, 1e-12)
 
 
 @pytest.mark.gpu
 def test_a_million_positions_equal_the_float64_recurrence():
     T, D, N = 2**20, 128, 16
     inputs = make_inputs(1, T, D, N)
-    inputs = {n: inputs[n].float().double() for n in ("u", "delta", "A", "B", "C")}
-    inputs["delta"] = torch.nn.functional.softplus(inputs["delta"] - 4).float().double()
-    leaves = {name: x.to("cuda", torch.float32).requires_grad_() for name, x in inputs.items()}
-    y = selective_scan(**leaves, implementation="triton")
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float().double()
-    y.backward(dy.to(y))
-    u, delta, A, B, C = (inputs[n].numpy() for n in ("u", "delta", "A", "B", "C"))
-    h, y_, du_, dd_ = (np.empty((N, T)) for _ in range(4))
-    dA, dB, dC = np.empty((D, N)), np.zeros((T, N)), np.zeros((T, N))
-    expected = {"y": np.empty((T, D)), "u": np.empty((T, D)), "delta": np.empty((T, D))}
-    for d in range(D):
-        column = np.ascontiguousarray
-        _float64_channel(column(u[0, :, d]), column(delta[0, :, d]), A[d], B[0], C[0], column(dy[0, :, d].numpy()),
-                         h, y_, du_, dd_, dA[d], dB, dC)  # fmt: skip
-        for name, x in (("y", y_), ("u", du_), ("delta", dd_)):
-            expected[name][:, d] = x.sum(0)
-    expected |= {"A": dA, "B": dB, "C": dC}
-    given = {"y": y[0], "A": leaves["A"].grad, **{n: leaves[n].grad[0] for n in ("u", "delta", "B", "C")}}
-    assert_close(given, {n: torch.from_numpy(x) for n, x in expected.items()}, EXACT)
+    inputs["delta_bias"] = inputs["delta_bias"] - 4
+    inputs = {n: (x.bfloat16() if n in BY_POSITION else x.float()).double() for n, x in inputs.items()}
+    seq_idx = torch.zeros(1, T, dtype=torch.int32)
+    seq_idx[:, 400_000:] = 1
+    seq_idx[:, 2**19 :] = 2
+    resets_T = torch.zeros(T, dtype=torch.bool)
+    resets_T[[400_000, 2**19]] = True
+    expected = in_float64(inputs, resets_T)
+    given = run(inputs, "triton", torch.float32, seq_idx=seq_idx, device="cuda")
+    # the terms of the gradient of A cancel over a million positions
+    assert_close(given, {n: x for n, x in expected.items() if n != "gradient of A"}, EXACT)
+    assert_close(given, {"gradient of A": expected["gradient of A"]}, 3e-5)
+    given = run_mixed(inputs, torch.bfloat16, "cuda", seq_idx.to("cuda"))
+    assert_close(given, expected, TOLERANCE[torch.bfloat16])

@@ -13,12 +13,15 @@ THROUGH_PROJECTIONS = 4e-2
 
 
 def relative_error(given: torch.Tensor, expected: torch.Tensor) -> float:
-    """Compare in float64; NaN never passes a limit. What should be zero is compared with 0.01."""
+    """Compare in float64; NaN never passes a limit. What should be zero must be zero."""
     given, expected = given.detach().double().cpu(), expected.detach().double().cpu()
-    return float((given - expected).norm() / expected.norm().clamp(min=1e-2))
+    return float((given - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
-def assert_close(given: dict, expected: dict, tolerance: float) -> None:
-    """Compare every entry of expected."""
+def assert_close(given: dict, expected: dict, tolerance: float, *, zero: tuple[str, ...] = ()) -> None:
+    """Compare every entry of expected; those named zero are sums that cancel, of numbers near one."""
     errors = {name: relative_error(given[name], expected[name]) for name in expected}
+    for name in zero:
+        assert float(expected[name].norm()) < 1e-12
+        errors[name] = float(given[name].norm())
     assert max(errors.values()) < tolerance and not any(e != e for e in errors.values()), errors
