@@ -438,19 +438,23 @@ def doctor(*, json: Flag = False) -> None:
 Shape = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)]
 
 
-def _bench_kernels(
-    what: str, *, shape: tuple[str, ...] = (), alone: bool = False, json: bool = False, **options: Any
-) -> None:
-    from dna_mamba.pipelines import benchmark_kernels as pipeline
-    from dna_mamba.pipelines import reports
-
+def _parse_shapes(shape: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
     try:
         shapes: Any = tuple(tuple(int(part) for part in text.split(",")) for text in shape)
         if any(len(sizes) != 3 for sizes in shapes):
             raise ValueError
     except ValueError as error:
         raise InputError(f"--shape {' '.join(shape)!r} is not BATCH,CHANNELS,LENGTH, such as 1,256,1048576") from error
-    config = pipeline.KernelBenchConfig(what=what, shapes=shapes, competitors=not alone, **options)
+    return shapes
+
+
+def _bench_kernels(
+    what: str, *, shape: tuple[str, ...] = (), alone: bool = False, json: bool = False, **options: Any
+) -> None:
+    from dna_mamba.pipelines import benchmark_kernels as pipeline
+    from dna_mamba.pipelines import reports
+
+    config = pipeline.KernelBenchConfig(what=what, shapes=_parse_shapes(shape), competitors=not alone, **options)
     result = pipeline.run(config, on_phase=_say)
     _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
 
@@ -461,9 +465,6 @@ def scan(
     device: str = "auto",
     precision: str = "auto",
     shape: Shape = (),
-    batch: int = 1,
-    length: int = 16384,
-    channels: int = 256,
     states: int = 16,
     repeats: int = 7,
     alone: Flag = False,
@@ -483,40 +484,43 @@ def scan(
     device
         auto, cpu or cuda.
     precision
-        fp32 or bf16 inputs, on a GPU; auto is bf16.
+        fp32 or bf16 inputs; auto is bf16 on a GPU; a CPU computes in fp32.
     shape
-        BATCH,CHANNELS,LENGTH, one or more, on a GPU; without it a list of typical ones.
-    batch
-        Sequences, on a CPU.
-    length
-        Positions, on a CPU.
-    channels
-        Channels, on a CPU.
+        BATCH,CHANNELS,LENGTH; on a GPU one or more, by default a list of typical ones; on a CPU one, by default 1,256,16384.
     states
         States a channel.
     repeats
         Runs of each; the median is printed.
     alone
-        Leave the competitors out.
+        Leave the competitors out, on a GPU.
     with_
         Slow extras on a CPU: transformers (a Mamba block in its plain-torch path at length 4,096; minutes), million (time a
         base at 1,048,576 positions).
     json
         Print JSON.
     """
-    if device != "cpu":
-        import torch
+    import torch
 
-        if device == "cuda" or torch.cuda.is_available():
-            _bench_kernels("scan", device=device, precision=precision, shape=shape, states=states, repeats=repeats,
-                           alone=alone, json=json)  # fmt: skip
-            return
+    if device != "cpu" and (device != "auto" or torch.cuda.is_available()):
+        if with_:
+            raise InputError(f"--with {' '.join(with_)} is timed on a CPU alone; add --device cpu")
+        _bench_kernels("scan", device=device, precision=precision, shape=shape, states=states, repeats=repeats,
+                       alone=alone, json=json)  # fmt: skip
+        return
     from dna_mamba.pipelines import benchmark as pipeline
     from dna_mamba.pipelines import reports
 
+    if precision not in ("auto", "fp32"):
+        raise InputError(f"--precision {precision!r}: on a CPU the scan is timed in fp32; leave it out")
+    if alone:
+        raise InputError("--alone leaves out what runs on a GPU; on a CPU the two implementations are compared")
+    shapes = _parse_shapes(shape) or ((1, 256, 16384),)
+    if len(shapes) > 1:
+        raise InputError(f"--shape {' '.join(shape)}: on a CPU one shape at a time")
+    sequences, channels, length = shapes[0]
     result = pipeline.run_scan(
         pipeline.ScanBenchConfig(
-            batch=batch, length=length, channels=channels, states=states, repeats=repeats, extras=with_
+            batch=sequences, length=length, channels=channels, states=states, repeats=repeats, extras=with_
         ),
         on_phase=_say,
     )
@@ -594,7 +598,9 @@ def loss(*, device: str = "auto", repeats: int = 7, alone: Flag = False, json: F
 
 
 @bench_app.command
-def step(*, device: str = "auto", precision: str = "auto", repeats: int = 7, json: Flag = False) -> None:
+def step(
+    *, device: str = "auto", precision: str = "auto", repeats: int = 7, alone: Flag = False, json: Flag = False
+) -> None:
     """Time one base through whole models, as generation does it: as called, and on a GPU as one CUDA graph.
 
     Parameters
@@ -605,10 +611,12 @@ def step(*, device: str = "auto", precision: str = "auto", repeats: int = 7, jso
         fp32 or bf16; auto is bf16 on a GPU.
     repeats
         Runs of each; the median is printed.
+    alone
+        Leave plain torch out.
     json
         Print JSON.
     """
-    _bench_kernels("step", device=device, precision=precision, repeats=repeats, json=json)
+    _bench_kernels("step", device=device, precision=precision, repeats=repeats, alone=alone, json=json)
 
 
 @bench_app.command
@@ -619,6 +627,7 @@ def block(
     shape: Shape = (),
     states: int = 16,
     repeats: int = 7,
+    alone: Flag = False,
     json: Flag = False,
 ) -> None:
     """Time a whole Mamba block, projections included, as it is trained.
@@ -635,10 +644,13 @@ def block(
         States a channel.
     repeats
         Runs of each; the median is printed.
+    alone
+        Leave the plain version and mamba_ssm out.
     json
         Print JSON.
     """
-    _bench_kernels("block", device=device, precision=precision, shape=shape, states=states, repeats=repeats, json=json)
+    _bench_kernels("block", device=device, precision=precision, shape=shape, states=states, repeats=repeats, alone=alone,
+                   json=json)  # fmt: skip
 
 
 @bench_app.command(name="genome")

@@ -19,7 +19,7 @@ from dna_mamba.errors import InputError
 from dna_mamba.kernels.causal_conv1d import causal_conv1d
 from dna_mamba.kernels.cross_entropy import cross_entropy
 from dna_mamba.kernels.rms_norm import rms_norm
-from dna_mamba.kernels.selective_scan import selective_scan
+from dna_mamba.kernels.selective_scan import MAX_STATES, selective_scan
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.model.generation import CapturedStep
@@ -67,6 +67,8 @@ class KernelBenchConfig:
             raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
         if self.repeats < 1 or self.states < 1 or any(min(shape) < 1 for shape in self.shapes):
             raise InputError("repeats, states, batch, channels and length must be at least 1")
+        if self.states > MAX_STATES:
+            raise InputError(f"{self.states} states: the kernels that are timed take 1 to {MAX_STATES}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +106,8 @@ class _Bench:
                     if time.perf_counter() - started > TOO_SLOW_SECONDS:
                         return "too slow"
             times = [self._once(calls[i % len(calls)]) for i in range(self.config.repeats)]
-        except torch.cuda.OutOfMemoryError:
-            return "does not fit"
-        except TimeoutError:
-            return "too slow to compile"
-        except Exception as error:  # a competitor's compiler can raise anything; one cell says so, the table goes on
-            return "does not fit" if "memory" in str(error) else f"fails: {type(error).__name__}"
+        except Exception as error:
+            return _why_none(error)
         return statistics.median(times), (max(times) - min(times)) / 2
 
     def time_with_host(self, call: Callable[[], Any]) -> tuple[float, float]:
@@ -141,8 +139,8 @@ class _Bench:
             return 1e3 * (time.perf_counter() - started)
         # The GPU is kept busy while the host prepares the call, so that launching it is not part of its time; the same
         # bytes push what the call before has read out of the caches.
-        self.busy.zero_()
-        self.busy.zero_()
+        for _ in range(4):
+            self.busy.zero_()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         call()
@@ -160,10 +158,12 @@ class _Bench:
         """Time forward, and forward and backward, of what make gives for inputs of its own."""
         self.say(name)
         row: dict[str, Any] = {"what": name}
+        torch.manual_seed(0)  # so that all see the same numbers
         try:
             pairs = [make() for _ in range(max(1, min(8, int(ROTATED_BYTES // max(1.0, input_bytes)))))]
-        except torch.cuda.OutOfMemoryError:
-            return {**row, "forward ms": "does not fit"}
+        except Exception as error:
+            return {**row, "forward ms": _why_none(error), "forward+backward ms": _why_none(error)}
+        found: tuple[float, float] | str = ""
         for column, index in (("forward", 0), ("forward+backward", 1)):
             found = self.time([pair[index] for pair in pairs])
             if isinstance(found, str):
@@ -173,15 +173,13 @@ class _Bench:
             if floors_ms is not None:
                 row[f"{column}: times floor"] = found[0] / floors_ms[index]
         if self.device == "cuda":
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            try:
+            if not isinstance(found, str):  # forward and backward ran: once more, watched
+                torch.cuda.synchronize()
+                before = torch.cuda.memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
                 kept = pairs[0][1]()
                 row["peak beyond inputs MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
                 del kept
-            except (torch.cuda.OutOfMemoryError, RuntimeError):
-                row["peak beyond inputs MiB"] = "does not fit"
             del pairs
             torch.cuda.empty_cache()
         return row
@@ -190,6 +188,15 @@ class _Bench:
         """Give the time in which so many bytes can be moved."""
         assert self.bytes_a_second is not None
         return 1e3 * count / self.bytes_a_second
+
+
+def _why_none(error: Exception) -> str:
+    """Name what kept a call from being timed; a competitor's compiler or import can raise anything, and the table goes on."""
+    if isinstance(error, TimeoutError):
+        return "too slow to compile"
+    if isinstance(error, torch.cuda.OutOfMemoryError) or "memory" in str(error):
+        return "does not fit"
+    return f"fails: {type(error).__name__}"
 
 
 @contextlib.contextmanager
@@ -217,6 +224,8 @@ def run(config: KernelBenchConfig, *, on_phase: Callable[[str], None] | None = N
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
+    if config.what == "loss":
+        precision = "fp32"  # of logits
     say = on_phase or (lambda words: None)
     rates: tuple[float | None, float | None] = (None, None)
     if device == "cuda":
@@ -457,7 +466,9 @@ def _official_conv(bench: _Bench, batch: int, channels: int, length: int) -> tup
         "bias": bench.normal(channels, dtype=torch.float32).requires_grad_(),
     }
     return _pair(
-        lambda **tensors: causal_conv1d_fn(**tensors, activation="silu"), leaves, bench.normal(batch, channels, length)
+        lambda **tensors: causal_conv1d_fn(**tensors, activation="silu"),
+        leaves,
+        bench.normal(batch, length, channels).mT,
     )
 
 
@@ -532,11 +543,16 @@ def _step(bench: _Bench) -> list[dict[str, Any]]:
             moved = weights + 2 * sum(tensor.numel() * tensor.element_size() for layer in state for tensor in layer)
             ways: dict[str, Callable[[], Any]] = {}
 
-            def step(tokens: Tensor = tokens, state: Any = state, model: DnaMamba = model) -> Tensor:
+            def step(
+                implementation: str, tokens: Tensor = tokens, state: Any = state, model: DnaMamba = model
+            ) -> Tensor:
+                model.use_implementation(implementation)
                 with torch.autocast(bench.device, dtype=torch.bfloat16, enabled=bench.dtype == torch.bfloat16):
                     return model.step(tokens, state)
 
-            ways["as called"] = step
+            if bench.config.competitors and bench.device == "cuda":  # on a CPU there is one step, that of plain torch
+                ways["plain torch"] = functools.partial(step, "naive")
+            ways["as called"] = functools.partial(step, bench.implementations[-1])
             if bench.device == "cuda":
                 captured = CapturedStep(model, batch, bench.dtype)
                 ways["CUDA graph"] = functools.partial(captured, tokens)
@@ -559,23 +575,40 @@ def _block(bench: _Bench) -> list[dict[str, Any]]:
     shapes = bench.config.shapes or tuple((tokens // length, width, length) for width in widths for length in lengths)
     for batch, width, length in shapes:
 
-        def make(batch: int = batch, width: int = width, length: int = length) -> tuple:
-            torch.manual_seed(0)
-            mixer = MambaConfig(num_states=bench.config.states).build(width)
-            nn.init.kaiming_uniform_(mixer.out_proj.weight)
+        def make(implementation: str, batch: int = batch, width: int = width, length: int = length) -> tuple:
+            mixer: nn.Module
+            if implementation == "mamba_ssm":
+                from mamba_ssm import Mamba  # type: ignore[import-not-found]
+
+                mixer = Mamba(width, d_state=bench.config.states)
+            else:
+                mixer = MambaConfig(num_states=bench.config.states).build(width)
+                mixer.implementation = implementation
+                nn.init.kaiming_uniform_(mixer.out_proj.weight)
             mixer = mixer.to(bench.device)
-            mixer.implementation = bench.implementations[-1]
             x = bench.normal(batch, length, width).requires_grad_()
 
             def block(**leaves: Tensor) -> Tensor:
                 with torch.autocast(bench.device, dtype=torch.bfloat16, enabled=bench.dtype == torch.bfloat16):
-                    return mixer(leaves["x"])[0]
+                    y = mixer(leaves["x"])
+                    return y if isinstance(y, Tensor) else y[0]
 
             leaves = {"x": x, **dict(mixer.named_parameters())}
             return _pair(block, leaves, bench.normal(batch, length, width))
 
-        row = bench.row(f"({batch}, {width}, {length:,})", make, 4.0 * batch * width * length)
-        if isinstance(row.get("forward+backward ms"), float):
-            row["Mbases/s"] = batch * length / row["forward+backward ms"] / 1e3
-        rows.append(row)
+        names = [bench.implementations[-1]]
+        if bench.config.competitors:
+            names += ["naive"] + ["mamba_ssm"] * (importlib.util.find_spec("mamba_ssm") is not None)
+        for name in names:
+            what = f"({batch}, {width}, {length:,}) {name}"
+            seconds = (
+                _seconds_of_naive(bench, batch, 2 * width, bench.config.states) * length if name == "naive" else 0.0
+            )
+            if seconds > TOO_SLOW_SECONDS:
+                rows.append({"what": what, "forward ms": "too slow", "forward+backward ms": "too slow"})
+                continue
+            row = bench.row(what, functools.partial(make, name), 4.0 * batch * width * length)
+            if isinstance(row.get("forward+backward ms"), float):
+                row["Mbases/s"] = batch * length / row["forward+backward ms"] / 1e3
+            rows.append(row)
     return rows

@@ -108,9 +108,21 @@ MISTAKES = {
     "protein": (["genome", "build", "{protein}", "--out", "p.dna"], "is this a protein file?"),
     "bench shape": (["bench", "conv", "--shape", "1,2"], "is not BATCH,CHANNELS,LENGTH"),
     "bench device": (["bench", "block", "--device", "tpu"], "device 'tpu'"),
-    "triton on a CPU": (
+    "bench scan device": (["bench", "scan", "--device", "tpu"], "device 'tpu'"),
+    "bench precision on a CPU": (["bench", "scan", "--device", "cpu", "--precision", "bf16"], "timed in fp32"),
+    "bench two shapes on a CPU": (
+        ["bench", "scan", "--device", "cpu", "--shape", "1,8,8", "1,8,9"],
+        "one shape at a time",
+    ),
+    "bench alone on a CPU": (["bench", "scan", "--device", "cpu", "--alone"], "on a CPU the two implementations"),
+    "bench states": (["bench", "block", "--device", "cpu", "--states", "65"], "take 1 to 64"),
+    "implementation": (
         ["pretrain", "--device", "cpu", "--set", "implementation=tritn"],
         "implementation 'tritn' is unknown",
+    ),
+    "cpu kernels elsewhere": (
+        ["pretrain", "--device", "cpu", "--set", "implementation=triton"],
+        "runs on --device cuda alone",
     ),
     "show outside": (["genome", "show", "{fasta}", "chr1:1-30000"], "reach outside chr1"),
 }
@@ -125,6 +137,7 @@ def test_a_mistake_is_told_in_one_line_with_exit_code_2(
     filled = [a.format(fasta=fasta, protein=protein, twice=twice) for a in arguments]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DNA_MAMBA_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # which tests of kernels set
     monkeypatch.setattr(sys, "argv", ["dna-mamba", *filled])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -183,7 +196,7 @@ def test_every_documented_command_runs(fasta, tmp_path):
     assert "all of A, C, G, T" in report and "1,999" in report  # the test part has 2,000 bases
     assert (tmp_path / "report" / "context.png").exists()
     assert '"bits_per_base"' in run("evaluate", "run/model", "--region", "chr1:1-500", "--json")
-    assert "times naive" in run("bench", "scan", "--length", "64", "--channels", "16", "--repeats", "1", "--json")
+    assert "times naive" in run("bench", "scan", "--shape", "1,16,64", "--repeats", "1", "--json")
     for what in ("conv", "norm", "loss", "step", "block"):
         rows = json.loads(run("bench", what, "--repeats", "1", "--json"))["rows"]
         assert rows and all(row["ms a step" if what == "step" else "forward+backward ms"] > 0 for row in rows)
