@@ -211,6 +211,7 @@ def pretrain(
     window_rule: str | None = None,
     max_n: float | None = None,
     num_workers: int | None = None,
+    piece_len: str | None = None,
     device: str | None = None,
     precision: str | None = None,
     seed: int | None = None,
@@ -255,7 +256,9 @@ def pretrain(
     max_n
         Largest share of N in a window.
     num_workers
-        Processes that read windows.
+        Processes that read windows; by default 2 on a GPU and 0 on a CPU.
+    piece_len
+        Bases computed at once, or auto (from the GPU's free memory). Longer windows go in pieces, exactly.
     device
         auto, cpu or cuda.
     precision
@@ -293,7 +296,8 @@ def pretrain(
     flags = {
         "data": {"genome": genome, "split": split, "valid": valid or None, "test": test or None,
                  "window_rule": window_rule, "max_n": max_n, "num_workers": num_workers},
-        "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup},
+        "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup,
+                     "piece_bases": _piece_bases(piece_len)},
         "device": device, "precision": precision, "seed": seed,
     }  # fmt: skip
     if resume and out is None:
@@ -339,6 +343,113 @@ def pretrain(
     else:
         stdout.print(reports.pretrain_as_table(result))
         print(reports.pretrain_as_text(result))
+
+
+@app.command
+def plan(
+    *,
+    genome: str | None = None,
+    seq_len: int | None = None,
+    steps: int | None = None,
+    model: str | None = None,
+    preset: str | None = None,
+    split: str | None = None,
+    valid: Many = (),
+    test: Many = (),
+    length_warmup: str | None = None,
+    piece_len: str | None = None,
+    precision: str | None = None,
+    config: Path | None = None,
+    set_: Annotated[
+        tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="", show_default=False)
+    ] = (),
+    gpu: str | None = None,
+    gpu_memory: float | None = None,
+    gpus: int = 1,
+    json: Flag = False,
+) -> None:
+    """Say what a pretraining run would need before anything runs: stages, pieces, memory by part, bases a second, hours.
+
+    Speed is measured on the GPU or CPU at hand, or taken from a table with --gpu. A schedule that does not fit is refused;
+    the first stage that fails is named, and what would fit.
+
+    Parameters
+    ----------
+    genome
+        FASTA, GenBank file or genome store; 'demo' is the genome in the package.
+    seq_len
+        Bases of a training window.
+    steps
+        Optimizer steps; without it the preset's budget of bases decides.
+    model
+        Blocks x width, such as 12x128.
+    preset
+        Values to start from: demo, small, mamba or mamba-long.
+    split
+        BED with CONTIG START END SPLIT (train, valid, test).
+    valid
+        Regions or contigs held out for validation.
+    test
+        Regions or contigs held out for the final table.
+    length_warmup
+        mamba, hyenadna or none.
+    piece_len
+        Bases computed at once, or auto.
+    precision
+        auto, fp32 or bf16.
+    config
+        YAML file of settings.
+    set_
+        Any other setting, as section.key=value.
+    gpu
+        Plan for this GPU, which need not be here: H100 or H200.
+    gpu_memory
+        GiB of the GPU's memory, if it is not what the table or the GPU says.
+    gpus
+        Share the windows of a step among so many; this version trains on one, so more of them only divide the hours.
+    json
+        Print JSON.
+    """
+    from dataclasses import replace
+
+    from dna_mamba.pipelines import planning, reports
+    from dna_mamba.pipelines import pretrain as pipeline
+    from dna_mamba.pipelines.pretrain_settings import settings
+
+    if gpus < 1 or (gpu_memory is not None and not gpu_memory > 0):
+        raise InputError(f"--gpus {gpus} and --gpu-memory {gpu_memory} must be positive")
+    machine = None
+    if gpu is not None:
+        machine = planning.known_gpu(gpu)
+    elif gpus > 1 or gpu_memory is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError("--gpus and --gpu-memory need a GPU to plan for: add --gpu H100 or --gpu H200")
+        machine = planning.this_gpu()
+    if machine is not None:
+        memory = machine.memory_bytes if gpu_memory is None else gpu_memory * 2**30
+        machine = replace(machine, memory_bytes=memory, num_gpus=gpus)
+    flags = {
+        "data": {"genome": genome, "split": split, "valid": valid or None, "test": test or None},
+        "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup,
+                     "piece_bases": _piece_bases(piece_len)},
+        "device": None if machine is None else "cuda", "precision": precision,
+    }  # fmt: skip
+    resolved = settings(flags, model=model, preset_name=preset, file=config, assignments=set_)
+    update, progress = _progress_of_packing()
+    with progress:
+        result = pipeline.plan(resolved, update, _warn, machine)
+    _print_json(reports.plan_as_dict(result)) if json else print(reports.plan_as_text(result))
+
+
+def _piece_bases(text: str | None) -> int | None:
+    """Read --piece-len."""
+    if text is None or text == "auto":
+        return None
+    if not text.isdecimal():
+        raise InputError(f"--piece-len {text!r} must be a number of bases or auto")
+    return int(text)
 
 
 @app.command
@@ -651,6 +762,56 @@ def block(
     """
     _bench_kernels("block", device=device, precision=precision, shape=shape, states=states, repeats=repeats, alone=alone,
                    json=json)  # fmt: skip
+
+
+@bench_app.command
+def train(
+    *,
+    model: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("6x128",),
+    seq_len: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (1024, 16384, 131072, 1048576),
+    bases_per_step: int = 2**20,
+    piece_len: str | None = None,
+    recompute: str = "pieces",
+    device: str = "auto",
+    precision: str = "auto",
+    repeats: int = 5,
+    profile: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Time whole training steps on random bases: forward, backward, clipping and AdamW; memory; and the loader beside them.
+
+    Parameters
+    ----------
+    model
+        Blocks x width, one or more.
+    seq_len
+        Lengths of the windows, one or more.
+    bases_per_step
+        Bases of an optimizer step, at least one window.
+    piece_len
+        Bases computed at once, or auto (from the GPU's free memory).
+    recompute
+        pieces, or layers (activation checkpointing) to compare with.
+    device
+        auto, cpu or cuda.
+    precision
+        auto, fp32 or bf16.
+    repeats
+        Steps of each after the first; the median is printed.
+    profile
+        Print the kernels that take most time, on a GPU.
+    json
+        Print JSON.
+    """
+    from dna_mamba.pipelines import benchmark_training as pipeline
+    from dna_mamba.pipelines import reports
+
+    config = pipeline.TrainBenchConfig(
+        models=model, lengths=seq_len, bases_per_step=bases_per_step, piece_bases=_piece_bases(piece_len),
+        recompute=recompute, device=device, precision=precision, repeats=repeats, profile=profile,
+    )  # fmt: skip
+    result = pipeline.run(config, on_phase=_say)
+    _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
 
 
 @bench_app.command(name="genome")

@@ -37,9 +37,20 @@ from dna_mamba.model.checkpoints.native import copy_tensors, from_pretrained, sa
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines import run_directory
 from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
+from dna_mamba.pipelines.planning import (
+    Cut,
+    Machine,
+    Memory,
+    choose_cut,
+    measure,
+    memory_of_step,
+    seconds_a_base,
+    tabled_speed,
+    this_gpu,
+)
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import RunRecorder, newest_intact, set_aside
-from dna_mamba.training.language_model import Counters, LanguageModel
+from dna_mamba.training.language_model import SHORTEST_PIECE, Counters, LanguageModel
 from dna_mamba.training.metrics import RegionScores, Score, limit_bases, score_regions
 from dna_mamba.training.optimizer import OptimizerConfig
 
@@ -60,13 +71,14 @@ class DataConfig:
     test: tuple[str, ...] = ()
     window_rule: str = "mamba"
     max_n: float = 0.5
-    num_workers: int = 0
+    num_workers: int | None = None
+    """Processes that read windows; None is 2 on a GPU, where the next step is read while one is computed, and 0 on a CPU."""
     policy: TokenPolicy = field(default_factory=TokenPolicy)
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_n <= 1:
             raise InputError(f"data: max_n {self.max_n} must lie between 0 and 1")
-        if not 0 <= self.num_workers <= 1024:
+        if not 0 <= (self.num_workers or 0) <= 1024:
             raise InputError(f"data: num_workers {self.num_workers} must lie between 0 and 1024")
         if self.window_rule not in RULES:
             near = nearest(self.window_rule, RULES)
@@ -85,8 +97,14 @@ class TrainingConfig:
     bases_per_step: int = 2**13
     """At least one window a step, so a longer seq_len raises it."""
     length_warmup: str = "mamba"
-    piece_bases: int = 2**14
-    """Positions computed at once; longer windows go in pieces with carried state, shorter ones are batched up to this."""
+    piece_bases: int | None = None
+    """Positions computed at once; longer windows go in pieces with carried state, shorter ones are batched up to this.
+    None chooses from the free memory of the GPU, and 16,384 on a CPU; the run keeps what was chosen."""
+    kept_pieces: int | None = None
+    """How many pieces of a window, the last ones, are computed only once; those before are computed again in the backward.
+    None chooses from the free memory, or is 1 where piece_bases is given."""
+    recompute: str = "pieces"
+    """pieces, or layers: each layer of a whole window again in its backward."""
     checkpoint_every_steps: int = 200
     validate_every_steps: int = 200
     keep_checkpoints: int = 3
@@ -97,8 +115,12 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= 2**50:
                 raise InputError(f"training: {name} {value} must lie between 1 and 2^50")
-        if self.keep_checkpoints < 2 or self.piece_bases < 16:
+        if self.keep_checkpoints < 2 or (self.piece_bases or 16) < 16:
             raise InputError("training: keep_checkpoints must be at least 2 and piece_bases at least 16")
+        if self.kept_pieces is not None and not 1 <= self.kept_pieces <= 2**40:
+            raise InputError(f"training: kept_pieces {self.kept_pieces} must be at least 1")
+        if self.recompute not in ("pieces", "layers"):
+            raise InputError(f"training: recompute {self.recompute!r} is unknown; choose pieces or layers")
 
     @property
     def real_bases_per_step(self) -> int:
@@ -165,6 +187,8 @@ class PretrainConfig:
 MAY_DIFFER_ON_RESUME = {
     ("data", "num_workers"),
     ("training", "checkpoint_every_steps"),
+    ("training", "piece_bases"),
+    ("training", "kept_pieces"),
     ("training", "keep_checkpoints"),
 }
 
@@ -196,6 +220,35 @@ class Plan:
     train_bases: int
     valid_bases: int
     test_bases: int
+    machine: Machine | None
+    """The GPU that it is planned for; none is a CPU."""
+    memory: tuple[Memory, ...]
+    """Of a step of each stage, on a GPU."""
+    bases_per_second: tuple[float, ...]
+    """Of each stage; NaN where it is not known."""
+
+    @property
+    def hours(self) -> tuple[float, ...]:
+        """Of the training of each stage."""
+        num_gpus = 1 if self.machine is None else self.machine.num_gpus
+        return tuple(
+            stage.num_steps * windows * stage.window_bases / rate / 3600 / num_gpus
+            for stage, windows, rate in zip(self.stages, self.windows_per_step, self.bases_per_second, strict=True)
+        )
+
+    @property
+    def where(self) -> str:
+        """Name the device."""
+        if self.machine is None:
+            return self.config.device
+        return self.machine.name if self.machine.num_gpus == 1 else f"{self.machine.num_gpus} x {self.machine.name}"
+
+    @property
+    def cut(self) -> Cut:
+        """How every step is cut up."""
+        training = self.config.training
+        assert training.piece_bases is not None and training.kept_pieces is not None
+        return Cut(piece_bases=training.piece_bases, kept_pieces=training.kept_pieces)
 
     @property
     def num_bases(self) -> int:
@@ -276,30 +329,47 @@ def _make_split(genome: GenomeStore, data: DataConfig) -> Split:
     return default_split(genome)
 
 
-def resolve(config: PretrainConfig) -> PretrainConfig:
-    """Replace every 'auto' by what it means on this machine, so that a resumed run does not choose anew."""
+def resolve(config: PretrainConfig, machine: Machine | None = None) -> PretrainConfig:
+    """Replace every 'auto' by what it means on this machine, so that a resumed run does not choose anew.
+
+    Args:
+        config: What was asked for.
+        machine: Plan for this GPU, which need not be here.
+    """
     device = config.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
+        device = "cuda" if machine is not None or torch.cuda.is_available() else "cpu"
+    if device == "cuda" and machine is None and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "fp32"
-    implementation = _implementation(config, device)
+    implementation = _implementation(config, device, machine)
+    training = config.training
+    if training.piece_bases is None or training.kept_pieces is None:
+        kept, piece = training.kept_pieces or 1, training.piece_bases
+        if piece is None:
+            machine = machine or (this_gpu() if device == "cuda" and torch.cuda.is_available() else None)
+            cut = choose_cut(config.model, precision, machine, training.seq_len, training.real_bases_per_step)
+            piece, kept = cut.piece_bases, training.kept_pieces or cut.kept_pieces
+            if training.recompute == "layers":
+                piece, kept = max(piece, training.seq_len), 1
+        training = replace(training, piece_bases=piece, kept_pieces=kept)
     data = config.data
     genome = data.genome if data.genome == DEMO else str(Path(data.genome).absolute())  # a run is resumed from anywhere
     data = replace(data, genome=genome, split=None if data.split is None else str(Path(data.split).absolute()))
-    return replace(config, data=data, device=device, precision=precision, implementation=implementation)
+    return replace(
+        config, data=data, training=training, device=device, precision=precision, implementation=implementation
+    )
 
 
-def _implementation(config: PretrainConfig, device: str) -> str:
+def _implementation(config: PretrainConfig, device: str, machine: Machine | None) -> str:
     """Name the kernels that the run, and every later part of it, uses."""
     mamba = config.model.mamba
     if mamba.num_states > MAX_STATES or not 2 <= mamba.num_taps <= MAX_TAPS:
         fits, why = False, f"at most {MAX_STATES} states and {MAX_TAPS} taps fit"
     else:
-        fits, why = HAS_TRITON, "the package triton is not installed"
+        fits, why = HAS_TRITON or machine is not None, "the package triton is not installed"
     if config.implementation == "auto":
         return "cpu" if device == "cpu" else "triton" if fits else "naive"
     if config.implementation == "cpu" and device != "cpu":
@@ -311,7 +381,9 @@ def _implementation(config: PretrainConfig, device: str) -> str:
     return config.implementation
 
 
-def _plan(config: PretrainConfig, genome: GenomeStore, split: Split) -> tuple[Plan, TrainingSteps]:
+def _plan(
+    config: PretrainConfig, genome: GenomeStore, split: Split, machine: Machine | None = None
+) -> tuple[Plan, TrainingSteps]:
     training = config.training
     check_length(genome, split, training.seq_len)
     stages = plan_stages(training.length_warmup, training.seq_len, training.num_steps)
@@ -325,15 +397,30 @@ def _plan(config: PretrainConfig, genome: GenomeStore, split: Split) -> tuple[Pl
         windows,
         bases_per_step=max(training.bases_per_step, training.seq_len),
         seed=config.seed,
-        reverse_complement=config.data.policy.reverse_complement,
+        policy=config.data.policy,
     )
     with torch.device("meta"):
         num_parameters = DnaMamba(config.model).num_parameters()
+    windows_per_step = tuple(steps.windows_per_step(i) for i in range(len(stages)))
+    if machine is None and config.device == "cuda":
+        machine = this_gpu()
+    memory: tuple[Memory, ...] = ()
+    assert training.piece_bases is not None and training.kept_pieces is not None
+    cut = Cut(piece_bases=training.piece_bases, kept_pieces=training.kept_pieces)
+    if machine is not None:
+        memory = tuple(
+            memory_of_step(config.model, config.precision, cut, stage.window_bases, windows_, training.recompute)
+            for stage, windows_ in zip(stages, windows_per_step, strict=True)
+        )
+        _check_memory(config, machine, stages, memory)
     plan = Plan(
         config=config,
+        machine=machine,
+        memory=memory,
+        bases_per_second=_speeds(config, machine, stages, windows_per_step, cut),
         num_parameters=num_parameters,
         stages=stages,
-        windows_per_step=tuple(steps.windows_per_step(i) for i in range(len(stages))),
+        windows_per_step=windows_per_step,
         num_windows=tuple(len(w) for w in windows),
         num_dropped=tuple(w.num_too_many_n + w.num_no_room for w in windows),
         train_bases=sum(map(len, split.train)),
@@ -343,13 +430,70 @@ def _plan(config: PretrainConfig, genome: GenomeStore, split: Split) -> tuple[Pl
     return plan, steps
 
 
+def _check_memory(config: PretrainConfig, machine: Machine, stages: Sequence[Stage], memory: Sequence[Memory]) -> None:
+    if config.implementation != "triton":  # nothing else keeps so little
+        return
+    for stage, parts in zip(stages, memory, strict=True):
+        if parts.total <= machine.budget:
+            continue
+        fixed = parts.parameters + parts.states + parts.window
+        fits = int((machine.budget - fixed) / (parts.total - fixed) * (config.training.piece_bases or 0))
+        advice = "leave --piece-len out"
+        if config.training.recompute == "layers":
+            advice = "recompute pieces, not layers"
+        elif fits >= SHORTEST_PIECE:
+            advice = f"--piece-len {1 << (fits.bit_length() - 1)} would fit, or leave it out"
+        raise InputError(
+            f"the stage of {stage.window_bases:,} bases needs {parts.total / 2**30:.1f} GiB and {machine.budget / 2**30:.1f} "
+            f"GiB are free for it on {machine.name}: {advice}"
+        )
+
+
+def _speeds(
+    config: PretrainConfig, machine: Machine | None, stages: Sequence[Stage], windows: Sequence[int], cut: Cut
+) -> tuple[float, ...]:
+    """Give bases a second of each stage: measured here, or from the table of a GPU that is not here."""
+    found = []
+    for stage, windows_per_step in zip(stages, windows, strict=True):
+        if machine is not None and not machine.present:
+            speed = tabled_speed(config.model, machine) if config.precision == "bf16" else None
+        else:
+            speed = measure(
+                config.model,
+                config.implementation,
+                config.device,
+                config.precision,
+                stage.window_bases,
+                cut,
+                windows_per_step,
+            )
+        seconds = float("nan")
+        if speed is not None:
+            seconds = seconds_a_base(speed, stage.window_bases, cut, config.training.recompute)
+        found.append(1.0 / seconds)
+    return tuple(found)
+
+
 def plan(
-    config: PretrainConfig, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+    config: PretrainConfig,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+    machine: Machine | None = None,
 ) -> Plan:
-    """Check everything and say what a run would do, without training and without writing a run directory."""
-    config = resolve(config)
+    """Check everything and say what a run would do, without training and without writing a run directory.
+
+    Args:
+        config: What is asked for.
+        on_progress: Called while a FASTA is packed.
+        warn: Called with a sentence when something deserves attention.
+        machine: Plan for this GPU, which need not be here.
+
+    Raises:
+        InputError: Something in the configuration or the data is at fault, or a stage does not fit in memory.
+    """
+    config = resolve(config, machine)
     genome = load_genome(config.data.genome, on_progress, warn)
-    result, steps = _plan(config, genome, load_split(genome, config.data))
+    result, steps = _plan(config, genome, load_split(genome, config.data), machine)
     steps[0]  # one real batch
     return result
 
@@ -439,7 +583,7 @@ def run(
     lock = run_directory.prepare(out, resume=resume, overwrite=overwrite)
     try:
         return _run_locked(
-            config, out, resume, resume_from, callbacks, genome, split, the_plan, steps, on_plan, on_phase
+            config, out, resume, resume_from, callbacks, genome, split, the_plan, steps, on_plan, on_phase, warn
         )
     finally:
         lock.release()
@@ -460,6 +604,7 @@ def _run_locked(
     steps: TrainingSteps,
     on_plan: Callable[[Plan], None] | None,
     on_phase: Callable[[str], None] | None,
+    warn: Callable[[str], None] | None,
 ) -> PretrainResult:
     started = time.monotonic()
     identity = _identity(config, genome, split)
@@ -501,9 +646,12 @@ def _run_locked(
         num_steps=len(steps),
         stage_lengths=[stage.window_bases for stage in the_plan.stages],
         contig_names=[contig.name for contig in genome.manifest.contigs],
-        piece_bases=config.training.piece_bases,
+        piece_bases=the_plan.cut.piece_bases,
+        kept_pieces=the_plan.cut.kept_pieces,
         counters=counters,
+        say=warn,
     )
+    model.backbone.recompute_layers = config.training.recompute == "layers"
     valid = limit_bases(split.valid, config.evaluation.valid_bases)
 
     def validate(module: LanguageModel) -> Score:
@@ -550,7 +698,7 @@ def _run_locked(
     )
     first_step, bases_before = module.counters.step, sum(map(sum, module.counters.bases_seen))
     if first_step < len(steps):
-        data = PretrainingData(steps, first_step=first_step, num_workers=config.data.num_workers)
+        data = PretrainingData(steps, first_step=first_step, num_workers=_num_workers(config))
         try:
             _fit(config, out, module, data, [recorder, *callbacks])
         except StoppedError as error:
@@ -561,6 +709,12 @@ def _run_locked(
         raise Interrupted(recorder.received, out, module.counters.step)
     seconds = time.monotonic() - started
     return _finish(config, out, module, genome, split, the_plan, seconds, bases_before, on_phase)
+
+
+def _num_workers(config: PretrainConfig) -> int:
+    if config.data.num_workers is not None:
+        return config.data.num_workers
+    return 2 if config.device == "cuda" else 0
 
 
 def _fit(

@@ -14,25 +14,93 @@ from dna_mamba.training.metrics import Score
 def plan_as_text(plan: Plan) -> str:
     """Say what a pretraining run will do."""
     config = plan.config
-    stages = []
+    stages: list[str] = []
     for stage, windows, count, dropped in zip(
         plan.stages, plan.windows_per_step, plan.num_windows, plan.num_dropped, strict=True
     ):
         left_out = f" ({dropped:,} left out: too many N, or no room)" if dropped else ""
-        stages.append(
-            f"  {stage.num_steps:,} steps of {windows:,} x {stage.window_bases:,} bases, {count:,} windows{left_out}"
-        )
+        number = len(stages)
+        at_once = max(1, min(windows, plan.cut.piece_bases // stage.window_bases))
+        cut = f"{-(-windows // at_once)} x {at_once} at once" if windows > 1 else "one at a time"
+        if stage.window_bases > plan.cut.piece_bases and config.training.recompute == "pieces":
+            num_pieces = -(-(stage.window_bases - 1) // plan.cut.piece_bases)
+            kept = min(plan.cut.kept_pieces, num_pieces)
+            cut = f"in {num_pieces} pieces of {plan.cut.piece_bases:,}, {kept} of them computed only once"
+        words = f"  {stage.num_steps:,} steps of {windows:,} x {stage.window_bases:,} bases, {count:,} windows{left_out}: {cut}"
+        if plan.memory:
+            words += f"; {plan.memory[number].total / 2**30:.1f} GiB"
+        if plan.bases_per_second[number] == plan.bases_per_second[number]:
+            words += f"; {_rounded(plan.bases_per_second[number])} bases/s, {_duration(plan.hours[number])}"
+        stages.append(words)
     steps = sum(stage.num_steps for stage in plan.stages)
+    hours = sum(plan.hours)
+    total = f"in all {steps:,} steps, {plan.num_bases:,} bases"
+    if hours == hours:
+        total += f", about {_duration(hours)} of training"
+    lines = []
+    if plan.memory:
+        most = max(plan.memory, key=lambda memory: memory.total)
+        parts = ", ".join(
+            f"{name} {getattr(most, name) / 2**30:.2f}"
+            for name in ("parameters", "activations", "working", "states", "window")
+        )
+        lines.append(f"memory at most {most.total / 2**30:.1f} GiB ({parts}) of {plan.machine.budget / 2**30:.1f} free")  # type: ignore[union-attr]
     return "\n".join(
         [
-            f"Mamba {config.model.size}, {plan.num_parameters:,} parameters, on {config.device} in {config.precision}, "
+            f"Mamba {config.model.size}, {plan.num_parameters:,} parameters, on {plan.where} in {config.precision}, "
             f"kernels: {config.implementation}",
             f"genome {config.data.genome}: {plan.train_bases:,} bases train, {plan.valid_bases:,} validate, "
             f"{plan.test_bases:,} test",
             *stages,
-            f"in all {steps:,} steps, {plan.num_bases:,} bases",
+            *lines,
+            total,
         ]
     )
+
+
+def plan_as_dict(plan: Plan) -> dict[str, Any]:
+    """Give the plan as plain values; memory in bytes."""
+
+    def known(value: float) -> float | None:
+        return value if value == value else None
+
+    stages = [
+        {
+            "window_bases": stage.window_bases,
+            "steps": stage.num_steps,
+            "windows_per_step": windows,
+            "windows": count,
+            "memory": None if not plan.memory else {**asdict(plan.memory[i]), "total": plan.memory[i].total},
+            "bases_per_second": known(plan.bases_per_second[i]),
+            "hours": known(plan.hours[i]),
+        }
+        for i, (stage, windows, count) in enumerate(
+            zip(plan.stages, plan.windows_per_step, plan.num_windows, strict=True)
+        )
+    ]
+    return {
+        "model": plan.config.model.size,
+        "parameters": plan.num_parameters,
+        "on": plan.where,
+        "precision": plan.config.precision,
+        "implementation": plan.config.implementation,
+        **asdict(plan.cut),
+        "stages": stages,
+        "bases": plan.num_bases,
+        "hours": known(sum(plan.hours)),
+    }
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate / 1e6:.2f} million" if rate >= 1e6 else f"{rate:,.0f}"
+
+
+def _duration(hours: float) -> str:
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.0f} min" if hours >= 1 / 30 else f"{hours * 3600:.0f} s"
 
 
 def pretrain_as_table(result: PretrainResult) -> Table:

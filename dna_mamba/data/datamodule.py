@@ -4,6 +4,7 @@
 import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import lightning.pytorch as L
 import numpy as np
@@ -13,11 +14,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.length_warmup import Stage, stage_of_step
+from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
 from dna_mamba.data.vocabulary import reverse_complement_store
 from dna_mamba.data.windows import Windows, flips_of_epoch, order_of_epoch
 
-StepBatch = tuple[Tensor, Tensor]
-"""Store bytes (B, T) uint8, and the place of each window (B, 3) int64: contig number, first base, other strand or not."""
+
+class StepBatch(NamedTuple):
+    """All the windows of one optimizer step."""
+
+    stored_BT: Tensor
+    """Store bytes, uint8."""
+    places_B3: Tensor
+    """Place of each window, int64: contig number, first base, other strand or not."""
+    sum_of_weights: float
+    """Of all targets."""
 
 
 class TrainingSteps(Dataset[StepBatch]):
@@ -34,14 +44,14 @@ class TrainingSteps(Dataset[StepBatch]):
         *,
         bases_per_step: int,
         seed: int,
-        reverse_complement: float,
+        policy: TokenPolicy,
     ):
         self.genome = genome
         self.stages = tuple(stages)
         self.windows = tuple(windows)
         self.bases_per_step = bases_per_step
         self.seed = seed
-        self.reverse_complement = reverse_complement
+        self.policy = policy
 
     def __len__(self) -> int:
         return sum(stage.num_steps for stage in self.stages)
@@ -66,14 +76,14 @@ class TrainingSteps(Dataset[StepBatch]):
         return windows.length, chosen
 
     def _epoch(self, stage: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        return _epoch(self.seed, stage, epoch, len(self.windows[stage]), self.reverse_complement)
+        return _epoch(self.seed, stage, epoch, len(self.windows[stage]), self.policy.reverse_complement)
 
     def __getitem__(self, step: int) -> StepBatch:
         length, places = self.places(step)
         stored = self.genome.stored_batch(places[:, 0], places[:, 1], length)
         for row in np.flatnonzero(places[:, 2]):
             stored[row] = reverse_complement_store(stored[row])
-        return torch.from_numpy(stored), torch.from_numpy(places)
+        return StepBatch(torch.from_numpy(stored), torch.from_numpy(places), sum_of_weights(stored, self.policy))
 
 
 @lru_cache(maxsize=4)
@@ -117,3 +127,7 @@ class PretrainingData(L.LightningDataModule):
             worker_init_fn=_leave_signals_to_the_run,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
+        """Move the bases; what the host counts with stays in main memory, so that nothing waits for the GPU."""
+        return batch._replace(stored_BT=batch.stored_BT.to(device, non_blocking=True))

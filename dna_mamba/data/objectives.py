@@ -49,3 +49,10 @@ def tokens_and_weights(stored_BT: Tensor, policy: TokenPolicy) -> tuple[Tensor, 
         tokens_BL = torch.cat([tokens_BL, torch.full_like(tokens_BL[:, :1], SEP)], dim=1)
         weights_BL = torch.cat([weights_BL, torch.ones_like(weights_BL[:, :1])], dim=1)
     return tokens_BL, weights_BL
+
+
+def sum_of_weights(stored_BT: np.ndarray, policy: TokenPolicy) -> float:
+    """Add the weights of all targets of windows of store bytes: the first base is one only after a start token."""
+    counts = np.bincount(stored_BT[:, 0 if policy.start_token else 1 :].ravel(), minlength=16)
+    total = float((counts * policy.weights_of_store().astype(np.float64)).sum())
+    return total + (len(stored_BT) if policy.end_token else 0)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dna_mamba.kernels.rms_norm import rms_norm
 from dna_mamba.model.config import BackboneConfig
@@ -81,13 +82,19 @@ class Backbone(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary_size, config.width)
         self.layers = nn.ModuleList(Block(layer, config.width, config.norm_eps) for layer in config.layers())
         self.norm_f = RMSNorm(config.width, config.norm_eps)
+        self.recompute_layers = False
+        """Compute every layer again in the backward instead of keeping its activations; the numbers stay the same."""
 
     def forward(self, tokens_BT: Tensor, state: Sequence[MambaState] | None = None) -> tuple[Tensor, ModelState]:
         """Give the vectors after the final norm and the state for the bases that follow."""
         y_BTD, residual_BTD = self.embedding(tokens_BT.long()), None
         new_state = []
         for i, layer in enumerate(self.layers):
-            y_BTD, residual_BTD, layer_state = layer(y_BTD, residual_BTD, None if state is None else state[i])
+            inputs = (y_BTD, residual_BTD, None if state is None else state[i])
+            if self.recompute_layers and torch.is_grad_enabled():
+                y_BTD, residual_BTD, layer_state = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                y_BTD, residual_BTD, layer_state = layer(*inputs)
             new_state.append(layer_state)
         return self.norm_f(y_BTD, residual_BTD)[0], new_state
 

@@ -1,7 +1,9 @@
 """What a run writes and shows while it trains: metrics, validation, checkpoints, signals, a progress bar."""
 
 import csv
+import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -10,11 +12,12 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 
-from dna_mamba.errors import InputError, StoppedError, TerminatedError
+from dna_mamba.errors import InputError, TerminatedError
 from dna_mamba.model.checkpoints.native import unshared_tensors
 from dna_mamba.training import checkpoint
-from dna_mamba.training.language_model import LanguageModel
+from dna_mamba.training.language_model import LanguageModel, NotFiniteError, StepMetrics
 from dna_mamba.training.metrics import Score
 
 COLUMNS = (
@@ -28,6 +31,8 @@ COLUMNS = (
     "skipped",
     "valid_bits_per_base",
 )
+SPEED_COLUMNS = ("step", "bases_per_second", "peak_memory_gib")
+"""Of speed.csv, which holds what no seed repeats."""
 FLUSH_SECONDS = 1.0
 LOG_EVERY_STEPS = 10
 """Steps between points in TensorBoard; metrics.csv has every step."""
@@ -38,13 +43,20 @@ def _log(trainer: L.Trainer, values: dict[str, float], step: int) -> None:
         trainer.logger.log_metrics(values, step=step)
 
 
+def peak_memory_gib() -> float:
+    """Give the most memory that tensors took on the GPU, or without one, that the process took."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
 def cut_metrics(path: Path, last_step: int) -> None:
     """Drop the rows after a step, as a resumed run will write them again; a half-written last line goes too."""
     if not path.exists():
         return
     with open(path, newline="") as file:
         lines = [line for line in file if line.endswith("\n")]
-    if not lines or not lines[0].startswith(COLUMNS[0] + ","):
+    if not lines or not lines[0].startswith("step,"):
         path.unlink()  # killed before the header was written
         return
     rows = [line for line in lines[1:] if line.split(",", 1)[0].isdecimal()]
@@ -90,6 +102,7 @@ class RunRecorder(L.Callback):
         self.resume_from = resume_from
         self.received: int | None = None
         self._handlers: dict[int, Any] = {}
+        self._files: list[Any] = []
 
     @property
     def checkpoints(self) -> Path:
@@ -104,17 +117,26 @@ class RunRecorder(L.Callback):
             named = list(pl_module.model.named_parameters())
             checkpoint.load_optimizer_tensors(optimizer, named, self.resume_from.optimizer, str(self.folder))
             checkpoint.load_rng_tensors(self.resume_from.rng)
-        path = self.folder / "metrics.csv"
-        cut_metrics(path, pl_module.counters.step)
-        fresh = not path.exists()
-        self._file = open(path, "a", newline="")  # noqa: SIM115 - closed in close()
-        self._rows = csv.writer(self._file)
-        if fresh:
-            self._rows.writerow(COLUMNS)
-            self._file.flush()
+        self._files = []
+        self._rows, self._speed_rows = (
+            self._open(name, columns, pl_module.counters.step)
+            for name, columns in (("metrics.csv", COLUMNS), ("speed.csv", SPEED_COLUMNS))
+        )
         self._flushed = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _open(self, name: str, columns: Sequence[str], last_step: int) -> Any:
+        path = self.folder / name
+        cut_metrics(path, last_step)
+        fresh = not path.exists()
+        file = open(path, "a", newline="")  # noqa: SIM115 - closed in close()
+        self._files.append(file)
+        rows = csv.writer(file)
+        if fresh:
+            rows.writerow(columns)
+            file.flush()
+        return rows
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -125,12 +147,17 @@ class RunRecorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record the step that just ended."""
-        assert isinstance(pl_module, LanguageModel) and pl_module.last is not None
-        counters, last = pl_module.counters, pl_module.last
+        assert isinstance(pl_module, LanguageModel)
+        counters = pl_module.counters
         valid = ""
         done = counters.step == pl_module.num_steps
         improved = False
-        if done or counters.step % self.validate_every_steps == 0:
+        validate = done or counters.step % self.validate_every_steps == 0
+        due = done or counters.step % self.checkpoint_every_steps == 0 or self.received is not None
+        # what is not needed at once is read while the GPU works on the next step
+        wait = validate or due or pl_module.device.type == "cpu"
+        read = pl_module.read_steps(leave=0 if wait else 1)
+        if validate:
             bits = self.validate(pl_module).bits_per_base
             valid = f"{bits:.17g}"
             _log(trainer, {"valid/bits_per_base": bits}, counters.step)
@@ -138,28 +165,39 @@ class RunRecorder(L.Callback):
                 counters.best_valid_bits, counters.best_step = bits, counters.step
                 self.save_best(pl_module)
                 improved = True
-        bits_per_base = last.train_loss / 0.6931471805599453
-        self._rows.writerow(
-            [
-                *(last.step, last.window_bases, f"{last.train_loss:.17g}", f"{bits_per_base:.6f}"),
-                *(f"{last.gradient_norm:.9g}", f"{last.learning_rate:.9g}", last.bases, int(last.skipped), valid),
-            ]
-        )
-        if counters.step % LOG_EVERY_STEPS == 0:
-            names = ("train_loss", "gradient_norm", "learning_rate")
-            _log(trainer, {f"train/{name}": getattr(last, name) for name in names}, counters.step)
+        for metrics in read:
+            self._write(trainer, metrics, valid if metrics.step == counters.step else "")
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self._file.flush()
+            for file in self._files:
+                file.flush()
             self._flushed = time.monotonic()
-        due = done or improved or counters.step % self.checkpoint_every_steps == 0 or self.received is not None
-        if due and all(bool(p.isfinite().all()) for p in pl_module.model.parameters()):
+        if (due or improved) and all(bool(p.isfinite().all()) for p in pl_module.model.parameters()):
             self.save(trainer, pl_module)  # weights that are not finite never take the place of good ones
         if self.received is not None:
             trainer.should_stop = True
 
+    def _write(self, trainer: L.Trainer, metrics: StepMetrics, valid: str) -> None:
+        bits_per_base = metrics.train_loss / 0.6931471805599453
+        self._rows.writerow(
+            [
+                *(metrics.step, metrics.window_bases, f"{metrics.train_loss:.17g}", f"{bits_per_base:.6f}"),
+                *(f"{metrics.gradient_norm:.9g}", f"{metrics.learning_rate:.9g}", metrics.bases),
+                *(int(metrics.skipped), valid),
+            ]
+        )
+        rate = metrics.bases / metrics.seconds if metrics.seconds > 0 else float("nan")
+        memory = peak_memory_gib()
+        if rate == rate:  # the first step of a run compiles and has no step before it
+            self._speed_rows.writerow([metrics.step, f"{rate:.6g}", f"{memory:.4f}"])
+        if metrics.step % LOG_EVERY_STEPS == 0:
+            names = ("train_loss", "gradient_norm", "learning_rate", "window_bases")
+            values = {f"train/{name}": float(getattr(metrics, name)) for name in names}
+            _log(trainer, values | {"speed/bases_per_second": rate, "speed/peak_memory_gib": memory}, metrics.step)
+
     def save(self, trainer: L.Trainer, module: LanguageModel) -> Path:
         """Write a checkpoint of the run as it stands after the last step."""
-        self._file.flush()
+        for file in self._files:
+            file.flush()
         names = {id(parameter): name for name, parameter in module.model.named_parameters()}
         path = checkpoint.save(
             self.checkpoints,
@@ -180,29 +218,16 @@ class RunRecorder(L.Callback):
         self.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write the row of a step that stopped the run, then close."""
-        assert isinstance(pl_module, LanguageModel)
-        last = pl_module.last
-        if isinstance(exception, StoppedError) and last is not None:
-            self._rows.writerow(
-                [
-                    last.step,
-                    last.window_bases,
-                    last.train_loss,
-                    "",
-                    last.gradient_norm,
-                    last.learning_rate,
-                    last.bases,
-                    1,
-                    "",
-                ]
-            )
+        """Write the rows of the steps that stopped the run, then close."""
+        if isinstance(exception, NotFiniteError):
+            for metrics in exception.read:
+                self._write(trainer, metrics, "")
         self.close()
 
     def close(self) -> None:
         """Close metrics.csv and give the signals back; may be called twice."""
-        if hasattr(self, "_file"):
-            self._file.close()
+        for file in self._files:
+            file.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -242,16 +267,16 @@ def set_aside(paths: Sequence[Path]) -> None:
 
 
 class ProgressBar(L.Callback):
-    """A line with step, loss in bits per base, bases per second and the time left."""
+    """A line with the share of the bases read, loss in bits per base, bases per second and the time left."""
 
     def __init__(self, console: Any):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[bits]:.3f} bits/base  {task.fields[rate]:,.0f} bases/s "),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[words]}"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -264,28 +289,41 @@ class ProgressBar(L.Callback):
         """Show the bar."""
         assert isinstance(pl_module, LanguageModel)
         self._task = self.progress.add_task(
-            "training", total=pl_module.num_steps, completed=pl_module.counters.step, bits=float("nan"), rate=0.0
+            "training", total=pl_module.num_steps, completed=pl_module.counters.step, words=""
         )
-        self._started = time.monotonic()
+        self._started: float | None = None
         self._bases = 0
+        self._shown = pl_module.counters.step
         self.progress.start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar; without a terminal print a line now and then."""
-        assert isinstance(pl_module, LanguageModel) and pl_module.last is not None
+        assert isinstance(pl_module, LanguageModel)
         last = pl_module.last
+        if last is None or last.step == self._shown:  # the numbers of a step on a GPU come one step later
+            return
+        self._shown = last.step
         bits = last.train_loss / 0.6931471805599453
         self._smoothed = bits if self._smoothed is None else 0.95 * self._smoothed + 0.05 * bits
-        self._bases += last.bases
-        rate = self._bases / (time.monotonic() - self._started)
-        description = f"{last.window_bases:,} bases"
-        self.progress.update(self._task, completed=last.step, bits=self._smoothed, rate=rate, description=description)
+        if self._started is None:
+            self._started = time.monotonic()  # the first step compiles
+        else:
+            self._bases += last.bases
+        rate = self._bases / max(time.monotonic() - self._started, 1e-9)
+        words = (
+            f"{self._smoothed:.3f} bits/base  {rate:,.0f} bases/s  rate {last.learning_rate:.1e}  "
+            f"gradient {last.gradient_norm:.2f}  {peak_memory_gib():.1f} GiB"
+        )
+        self.progress.update(
+            self._task, completed=last.step, words=words, description=f"windows of {last.window_bases:,}"
+        )
         if not self.console.is_terminal and time.monotonic() - self._printed > 15:
             self._printed = time.monotonic()
+            share = 100 * last.step / pl_module.num_steps
             self.console.print(
-                f"step {last.step}/{pl_module.num_steps}  {self._smoothed:.3f} bits/base  {rate:,.0f} bases/s",
+                f"step {last.step}/{pl_module.num_steps} ({share:.0f} %)  windows of {last.window_bases:,}  {words}",
                 highlight=False,
             )
 

@@ -2,8 +2,9 @@
 """The Lightning module that pretrains a language model: one call, one optimizer step."""
 
 import math
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import lightning.pytorch as L
@@ -19,6 +20,8 @@ from dna_mamba.training.optimizer import OptimizerConfig
 from dna_mamba.training.piecewise import backward_in_pieces
 
 MAX_SKIPPED_IN_A_ROW = 3
+SHORTEST_PIECE = 1024
+"""Pieces are not halved below it when memory runs out."""
 
 # ours: backward is called inside training_step, with automatic optimization off
 warnings.filterwarnings("ignore", message=".*in the `training_step`.*")
@@ -36,11 +39,14 @@ class Counters:
     skipped_in_a_row: int = 0
     best_valid_bits: float = math.inf
     best_step: int | None = None
+    piece_bases: int | None = None
+    """Of this run after memory ran out; none while those of the configuration hold."""
+    kept_pieces: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepMetrics:
-    """What a step did."""
+    """What a step did; one line of metrics.csv."""
 
     step: int
     """From 1."""
@@ -52,6 +58,38 @@ class StepMetrics:
     learning_rate: float
     bases: int
     skipped: bool
+    seconds: float
+    """Since the step before it ended, what came between them included; 0 of the first."""
+
+
+class NotFiniteError(StoppedError):
+    """Too many steps in a row had no finite numbers; `read` holds those that were read at last."""
+
+    def __init__(self, words: str, read: list[StepMetrics]):
+        super().__init__(words)
+        self.read = read
+
+
+class _Unread:
+    """A step whose numbers may still be on their way from the GPU."""
+
+    def __init__(self, loss: Tensor, norm: Tensor, about: dict, places_B3: Tensor):
+        numbers = torch.stack([loss.double(), norm.double()])
+        self.about, self.places_B3, self.arrived = about, places_B3, None
+        if numbers.is_cuda:
+            self.numbers = torch.empty(2, dtype=torch.float64, pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+        else:
+            self.numbers = numbers
+
+    def read(self) -> StepMetrics:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        loss, norm = self.numbers.tolist()
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        return StepMetrics(train_loss=loss, gradient_norm=norm, skipped=skipped, **self.about)
 
 
 class LanguageModel(L.LightningModule):
@@ -67,7 +105,9 @@ class LanguageModel(L.LightningModule):
         stage_lengths: Sequence[int],
         contig_names: Sequence[str],
         piece_bases: int,
+        kept_pieces: int = 1,
         counters: Counters | None = None,
+        say: Callable[[str], None] | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -77,10 +117,15 @@ class LanguageModel(L.LightningModule):
         self.num_steps = num_steps
         self.stage_lengths = list(stage_lengths)
         self.contig_names = list(contig_names)
-        self.piece_bases = piece_bases
         empty = [[0] * len(self.contig_names) for _ in self.stage_lengths]
         self.counters = counters or Counters(bases_seen=empty)
+        self.piece_bases = self.counters.piece_bases or piece_bases
+        self.kept_pieces = self.counters.kept_pieces or kept_pieces
+        self.say = say or (lambda words: None)
         self.last: StepMetrics | None = None
+        """The newest that was read."""
+        self._unread: list[_Unread] = []
+        self._ended: float | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build AdamW; the rate is set in every step."""
@@ -89,55 +134,108 @@ class LanguageModel(L.LightningModule):
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Do one optimizer step on all its windows, in micro-batches and pieces that fit.
 
-        Raises:
-            StoppedError: Three steps in a row had a loss or gradient that is not finite.
+        Its numbers are read later, by `read_steps`: the next step can be launched before this one has ended.
         """
-        stored_BT, places_B3 = batch
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
+        self.step(batch, optimizer)
+
+    def step(self, batch: StepBatch, optimizer: torch.optim.Optimizer) -> None:
+        """Do one optimizer step without waiting for the GPU; an update from numbers that are not finite is left out there."""
+        stored_BT, places_B3, _ = batch
         counters, length = self.counters, stored_BT.shape[1]
         rate = self.optimizer_config.rate(counters.step, self.num_steps)
         optimizer.zero_grad(set_to_none=True)
-        loss = self._accumulate(stored_BT)
+        loss = self._accumulate_what_fits(batch, optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.gradient_clip)
-        loss_value, norm_value = float(loss), float(norm)
-        skipped = not (math.isfinite(loss_value) and math.isfinite(norm_value))
-        if not skipped:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        # the fused optimizer leaves parameters and moments as they are where this is 1
+        optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         counters.step += 1
         seen = counters.bases_seen[self.stage_lengths.index(length)]
-        for contig, num_windows in zip(*np.unique(places_B3[:, 0].cpu().numpy(), return_counts=True), strict=True):
+        for contig, num_windows in zip(*np.unique(places_B3[:, 0].numpy(), return_counts=True), strict=True):
             seen[int(contig)] += int(num_windows) * length
-        counters.skipped += skipped
-        counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if skipped else 0
-        self.last = StepMetrics(
-            step=counters.step,
-            window_bases=length,
-            train_loss=loss_value,
-            gradient_norm=norm_value,
-            learning_rate=rate,
-            bases=stored_BT.numel(),
-            skipped=skipped,
-        )
-        if counters.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise StoppedError(
-                f"step {counters.step}: the loss ({loss_value}) or its gradient (norm {norm_value}) was not finite for "
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row; the windows of the last were {self._name(places_B3, length)}"
+        now = time.monotonic()
+        about = {
+            "step": counters.step,
+            "window_bases": length,
+            "learning_rate": rate,
+            "bases": stored_BT.numel(),
+            "seconds": now - self._ended if self._ended is not None else 0.0,
+        }
+        self._ended = now
+        self._unread.append(_Unread(loss, norm, about, places_B3))
+
+    def read_steps(self, *, leave: int = 0) -> list[StepMetrics]:
+        """Give the numbers of the steps not read yet, oldest first, and count the skipped ones.
+
+        Args:
+            leave: So many of the newest are left for the next call; reading those before them need not wait for them.
+
+        Raises:
+            StoppedError: Three steps in a row had a loss or gradient that is not finite. It carries what was read.
+        """
+        read = []
+        while len(self._unread) > leave:
+            unread = self._unread.pop(0)
+            metrics = self.last = unread.read()
+            read.append(metrics)
+            counters = self.counters
+            counters.skipped += metrics.skipped
+            counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if metrics.skipped else 0
+            if counters.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise NotFiniteError(
+                    f"step {metrics.step}: the loss ({metrics.train_loss}) or its gradient (norm {metrics.gradient_norm}) "
+                    f"was not finite for {MAX_SKIPPED_IN_A_ROW} steps in a row; the windows of the last were "
+                    f"{self._name(unread.places_B3, metrics.window_bases)}",
+                    read,
+                )
+        return read
+
+    def _accumulate_what_fits(self, batch: StepBatch, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Compute loss and gradients; where memory runs out, cut smaller and begin the step anew: the numbers stay the same."""
+        while True:
+            try:
+                return self._accumulate(batch)
+            except torch.cuda.OutOfMemoryError as error:
+                smaller = self._smaller(batch.stored_BT.shape[1])
+                if smaller is None:
+                    raise StoppedError(
+                        f"step {self.counters.step + 1} does not fit in the GPU's memory in pieces of {self.piece_bases:,} "
+                        f"bases, the smallest tried; take a smaller model or another GPU"
+                    ) from error
+                self.piece_bases, self.kept_pieces = smaller
+                self.counters.piece_bases, self.counters.kept_pieces = smaller
+            optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.say(
+                f"step {self.counters.step + 1} ran out of memory; it begins anew, and the run goes on, in pieces of "
+                f"{self.piece_bases:,} bases, of which {self.kept_pieces} are computed only once; the numbers do not change"
             )
 
-    def _accumulate(self, stored_BT: Tensor) -> Tensor:
-        weight_of_store = torch.from_numpy(self.policy.weights_of_store()).double()
-        counts = torch.bincount(stored_BT[:, 0 if self.policy.start_token else 1 :].flatten().int().cpu(), minlength=16)
-        divisor = float((counts * weight_of_store).sum()) + (len(stored_BT) if self.policy.end_token else 0)
+    def _smaller(self, length: int) -> tuple[int, int] | None:
+        if self.kept_pieces > 1 and self.piece_bases < length:
+            in_use = min(self.kept_pieces, -(-length // self.piece_bases))
+            return self.piece_bases, max(1, in_use // 2)
+        piece = min(self.piece_bases, 1 << (self.piece_bases - 1).bit_length() - 1)  # the next power of two below
+        return (piece, self.kept_pieces) if piece >= SHORTEST_PIECE else None
+
+    def _accumulate(self, batch: StepBatch) -> Tensor:
+        stored_BT = batch.stored_BT
         windows_at_once = max(1, self.piece_bases // stored_BT.shape[1])
         loss = torch.zeros((), device=stored_BT.device)
         for some_BT in stored_BT.split(windows_at_once):
             tokens_BT, weights_BT = tokens_and_weights(some_BT, self.policy)
             loss += backward_in_pieces(
-                self.model, tokens_BT, weights_BT, divisor=max(divisor, 1e-9), piece_bases=max(2, self.piece_bases)
+                self.model,
+                tokens_BT,
+                weights_BT,
+                divisor=max(batch.sum_of_weights, 1e-9),
+                piece_bases=max(2, self.piece_bases),
+                kept_pieces=self.kept_pieces,
             )
         return loss
 

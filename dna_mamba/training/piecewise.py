@@ -3,7 +3,7 @@
 
 The state is all that the past means to the future. So a sequence is read forward piece by piece, keeping only the
 states between pieces, then backward from the last piece to the first: each piece is computed again with gradients and
-receives the gradient of the state it handed on.
+receives the gradient of the state it handed on. As many of the last pieces as fit in memory are computed only once.
 """
 
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ def sum_of_losses(
 def _entering_states(
     model: DnaMamba, tokens_BT: Tensor, bounds: Sequence[tuple[int, int]]
 ) -> list[list[MambaState] | None]:
-    """Read the sequence forward and keep the state that enters each piece."""
+    """Read pieces forward; give the state that enters each of them, and the one that leaves the last."""
     entering: list[list[MambaState] | None] = [None]
-    for number, (start, end) in enumerate(bounds[:-1]):
+    for number, (start, end) in enumerate(bounds):
         _, state = model.backbone(tokens_BT[:, start:end], entering[-1])
         if number == 0:
             # One block for all pieces: small tensors kept one by one would lie among the large ones that each piece
             # frees, and the allocator could use none of those holes again.
-            kept = [[x.new_empty(len(bounds) - 1, *x.shape) for x in layer] for layer in state]
+            kept = [[x.new_empty(len(bounds), *x.shape) for x in layer] for layer in state]
         for layer, blocks in zip(state, kept, strict=True):
             for x, block in zip(layer, blocks, strict=True):
                 block[number] = x
@@ -47,8 +47,38 @@ def _entering_states(
     return entering
 
 
+class _Piece:
+    """A piece computed with gradients, its graph cut where its state enters."""
+
+    def __init__(
+        self, model: DnaMamba, tokens_BT: Tensor, weights_BT: Tensor, state: Sequence[MambaState] | None, divisor: float
+    ):
+        self.inputs = None
+        if state is not None:
+            self.inputs = [MambaState(*(x.detach().requires_grad_() for x in layer)) for layer in state]
+        total, self.leaving = sum_of_losses(model, tokens_BT, weights_BT, self.inputs)
+        self.loss = total / divisor
+
+    def backward(self, leaving_gradients: Sequence[Tensor] | None) -> list[Tensor] | None:
+        """Add to the parameters' gradients; give those of the state that entered."""
+        outputs, gradients = [self.loss], [torch.ones_like(self.loss)]
+        if leaving_gradients is not None:
+            outputs += [x for layer in self.leaving for x in layer]
+            gradients += leaving_gradients
+        torch.autograd.backward(outputs, gradients)
+        if self.inputs is None:
+            return None
+        return [x.grad for layer in self.inputs for x in layer]  # type: ignore[misc]
+
+
 def backward_in_pieces(
-    model: DnaMamba, tokens_BT: Tensor, weights_BT: Tensor, *, divisor: float, piece_bases: int
+    model: DnaMamba,
+    tokens_BT: Tensor,
+    weights_BT: Tensor,
+    *,
+    divisor: float,
+    piece_bases: int,
+    kept_pieces: int = 1,
 ) -> Tensor:
     """Add the gradients of (sum of weighted losses) / divisor to the parameters; return that loss, detached.
 
@@ -58,29 +88,27 @@ def backward_in_pieces(
         weights_BT: Weight of each position as a target; the first is no target.
         divisor: Usually the sum of the target weights of the whole optimizer step.
         piece_bases: Positions of a sequence computed at once; gradients do not depend on it (up to rounding).
+        kept_pieces: How many pieces, the last ones, are computed once, with all that their backward needs kept in memory;
+            those before them are computed twice. At least 1.
     """
     T = tokens_BT.shape[1]
     # piece i holds the predecessors start to end - 1, and predicts start + 1 to end
     bounds = [(start, min(start + piece_bases, T - 1)) for start in range(0, T - 1, piece_bases)]
-    if len(bounds) == 1:
-        total, _ = sum_of_losses(model, tokens_BT, weights_BT, None)
-        (total / divisor).backward()
-        return total.detach() / divisor
-    entering = _entering_states(model, tokens_BT, bounds)
+    num_again = max(0, len(bounds) - max(1, kept_pieces))
+    entering = _entering_states(model, tokens_BT, bounds[:num_again])
+
+    def compute(number: int, state: Sequence[MambaState] | None) -> _Piece:
+        start, end = bounds[number]
+        return _Piece(model, tokens_BT[:, start : end + 1], weights_BT[:, start : end + 1], state, divisor)
+
+    kept = [compute(num_again, entering.pop())]
+    for number in range(num_again + 1, len(bounds)):
+        kept.append(compute(number, kept[-1].leaving))
     loss = torch.zeros((), dtype=torch.float64, device=tokens_BT.device)
-    leaving_gradients: list[Tensor] | None = None
-    for (start, end), state in zip(reversed(bounds), reversed(entering), strict=True):
-        inputs = None
-        if state is not None:
-            inputs = [MambaState(*(x.detach().requires_grad_() for x in layer)) for layer in state]
-        total, leaving = sum_of_losses(model, tokens_BT[:, start : end + 1], weights_BT[:, start : end + 1], inputs)
-        outputs, gradients = [total / divisor], [torch.ones_like(total)]
-        if leaving_gradients is not None:
-            outputs += [x for layer in leaving for x in layer]
-            gradients += leaving_gradients
-        torch.autograd.backward(outputs, gradients)
-        loss += total.detach() / divisor
-        del total, leaving, outputs, gradients  # before the next piece is computed, not after
-        if inputs is not None:
-            leaving_gradients = [x.grad for layer in inputs for x in layer]  # type: ignore[misc]
+    gradients: list[Tensor] | None = None
+    for number in reversed(range(len(bounds))):
+        piece = kept.pop() if kept else compute(number, entering.pop())
+        gradients = piece.backward(gradients)
+        loss += piece.loss.detach()
+        del piece  # before the next is computed, not after
     return loss.to(torch.float32)

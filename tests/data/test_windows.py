@@ -191,7 +191,7 @@ def steps(genome):
     split = default_split(genome)
     stages = (Stage(window_bases=128, num_steps=30), Stage(window_bases=512, num_steps=20))
     windows = [plan_windows(genome, split, stage.window_bases) for stage in stages]
-    return TrainingSteps(genome, stages, windows, bases_per_step=2048, seed=3, reverse_complement=0.5)
+    return TrainingSteps(genome, stages, windows, bases_per_step=2048, seed=3, policy=TokenPolicy())
 
 
 def test_bases_a_step_are_the_same_in_every_stage(steps):
@@ -216,7 +216,7 @@ def test_every_epoch_has_an_order_and_strands_of_its_own(steps):
 
 
 def test_a_flipped_window_is_the_reverse_complement_of_its_place(steps, genome):
-    stored, places = steps[4]
+    stored, places, _ = steps[4]
     tokens, _ = tokens_and_weights(stored, TokenPolicy())
     names = [c.name for c in genome.manifest.contigs]
     assert set(places[:, 2].tolist()) == {0, 1}
@@ -230,8 +230,9 @@ def test_the_loader_gives_the_same_steps_from_any_start_with_any_number_of_worke
     data = PretrainingData(steps, first_step=27, num_workers=num_workers)
     batches = list(data.train_dataloader())
     assert len(batches) == 23
-    for number, (stored, places) in enumerate(batches, 27):
+    for number, (stored, places, sum_of_weights) in enumerate(batches, 27):
         assert torch.equal(stored, steps[number][0]) and torch.equal(places, steps[number][1])
+        assert sum_of_weights == float(tokens_and_weights(stored, TokenPolicy())[1][:, 1:].double().sum())
 
 
 def test_weights_and_tokens_of_the_policy():

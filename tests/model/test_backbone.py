@@ -127,12 +127,13 @@ def test_a_sequence_does_not_depend_on_its_companions():
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kept_pieces", [1, 2, 50])
 @pytest.mark.parametrize("piece_bases", [2, 7, 33, 64, 98])
-def test_gradients_in_pieces_equal_those_of_the_whole(piece_bases):
+def test_gradients_in_pieces_equal_those_of_the_whole(piece_bases, kept_pieces):
     tokens, weights = random_tokens(2, 100), torch.rand(2, 100, generator=torch.Generator().manual_seed(1))
     whole, pieces = make_model(), make_model()
     expected = backward_in_pieces(whole, tokens, weights, divisor=10.0, piece_bases=1000)
-    given = backward_in_pieces(pieces, tokens, weights, divisor=10.0, piece_bases=piece_bases)
+    given = backward_in_pieces(pieces, tokens, weights, divisor=10.0, piece_bases=piece_bases, kept_pieces=kept_pieces)
     assert abs(float(given / expected) - 1) < TOLERANCE
     for (name, a), b in zip(pieces.named_parameters(), whole.parameters(), strict=True):
         assert (a.grad - b.grad).norm() / b.grad.norm() < TOLERANCE, name

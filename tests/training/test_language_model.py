@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dna_mamba.data.objectives import TokenPolicy
-from dna_mamba.errors import InputError
+from dna_mamba.data.datamodule import StepBatch
+from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.errors import InputError, StoppedError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.training.language_model import LanguageModel
@@ -29,6 +30,11 @@ def make_module(piece_bases=10_000, policy=None, width=16):
     )
 
 
+def batch_of(stored_BT, policy=None):
+    places = torch.tensor([[0, 40 * i, 0] for i in range(len(stored_BT))])
+    return StepBatch(stored_BT, places, sum_of_weights(stored_BT.numpy(), policy or TokenPolicy()))
+
+
 def stored(seed=0):
     return torch.randint(0, 5, (6, 40), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
@@ -42,7 +48,7 @@ def test_loss_is_the_sum_over_targets_by_their_number_however_the_step_is_cut(pi
     expected.backward()
     gradients = {name: p.grad.clone() for name, p in module.model.named_parameters()}
     module.zero_grad()
-    loss = module._accumulate(stored())
+    loss = module._accumulate(batch_of(stored(), module.policy))
     assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-5)
     for name, parameter in module.model.named_parameters():
         assert (parameter.grad - gradients[name]).norm() < 1e-5 * gradients[name].norm(), name
@@ -57,7 +63,7 @@ def test_soft_masked_bases_count_by_their_weight():
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(6, 39)
     weights = (tokens[:, 1:] < 11).float()
     weights[:, 19:] *= 0.1
-    assert float(module._accumulate(masked)) == pytest.approx(
+    assert float(module._accumulate(batch_of(masked, module.policy))) == pytest.approx(
         float(((losses * weights).sum() / weights.sum()).detach()), rel=1e-5
     )
 
@@ -89,6 +95,56 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine():
 def test_a_bad_setting_is_refused(name, value):
     with pytest.raises(InputError, match=name):
         OptimizerConfig(**{name: value})
+
+
+def test_memory_that_runs_out_cuts_the_step_smaller_and_changes_no_number(monkeypatch):
+    monkeypatch.setattr("dna_mamba.training.language_model.SHORTEST_PIECE", 16)
+    roomy, tight = make_module(40), make_module(4096)
+    said = []
+    tight.say = said.append
+    computed = []
+    original = tight.model.forward
+
+    def forward(tokens_BT, state=None):
+        computed.append(tokens_BT.numel())
+        if tokens_BT.numel() > 100:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return original(tokens_BT, state)
+
+    tight.model.forward = forward
+    for module in (roomy, tight):
+        optimizer = module.configure_optimizers()
+        for seed in range(2):
+            module.step(batch_of(stored(seed)), optimizer)
+        module.read_steps()
+    assert len(said) == 6 and "step 1 ran out of memory" in said[0]  # 2,048 to 64: one window at a time
+    assert max(computed[-6:]) <= 100 and tight.counters.piece_bases == tight.piece_bases
+    for one, two in zip(roomy.model.parameters(), tight.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_memory_that_is_never_enough_stops_the_run_in_one_line():
+    module = make_module(4096)
+
+    def forward(tokens_BT, state=None):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    module.model.forward = forward
+    with pytest.raises(StoppedError, match="step 1 does not fit in the GPU's memory in pieces of 1,024 bases"):
+        module.step(batch_of(stored()), module.configure_optimizers())
+
+
+def test_kept_pieces_are_given_up_before_pieces_are_halved():
+    module = make_module(4096)
+    module.kept_pieces = 8
+    cuts = []
+    while True:
+        smaller = module._smaller(20_000)
+        if smaller is None:
+            break
+        module.piece_bases, module.kept_pieces = smaller
+        cuts.append(smaller)
+    assert cuts == [(4096, 2), (4096, 1), (2048, 1), (1024, 1)]
 
 
 def poisoned_run(toy_fasta, out, bad_steps, **environment):

@@ -1,0 +1,191 @@
+"""Time whole training steps: what a run does, on random bases."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dna_mamba.data.build import build
+from dna_mamba.data.datamodule import PretrainingData, StepBatch, TrainingSteps
+from dna_mamba.data.length_warmup import Stage
+from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.data.splits import default_split
+from dna_mamba.data.windows import plan_windows
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.config import BackboneConfig, parse_size
+from dna_mamba.pipelines.benchmark import BenchResult, make_result
+from dna_mamba.pipelines.planning import Cut, choose_cut, memory_of_step, this_gpu
+from dna_mamba.training.language_model import LanguageModel
+from dna_mamba.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainBenchConfig:
+    """What to time."""
+
+    models: tuple[str, ...] = ("6x128",)
+    lengths: tuple[int, ...] = (1024,)
+    bases_per_step: int = 2**20
+    piece_bases: int | None = None
+    recompute: str = "pieces"
+    device: str = "auto"
+    precision: str = "auto"
+    repeats: int = 5
+    profile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.recompute not in ("pieces", "layers"):
+            raise InputError(f"recompute {self.recompute!r} is unknown; choose pieces or layers")
+        if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("auto", "fp32", "bf16"):
+            raise InputError(
+                f"device {self.device!r} and precision {self.precision!r} must be auto, cpu or cuda, and auto, fp32 or bf16"
+            )
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+        if min(self.repeats, self.bases_per_step, *self.lengths) < 1 or min(self.lengths) < 2:
+            raise InputError("repeats and bases per step must be at least 1, lengths at least 2")
+
+
+def run(config: TrainBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
+    """Time optimizer steps of every model at every length."""
+    say = on_phase or (lambda words: None)
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
+    rows = []
+    for size in config.models:
+        pattern, width = parse_size(size)
+        model = BackboneConfig(pattern=pattern, width=width)
+        for length in config.lengths:
+            say(f"{size}, windows of {length:,}")
+            rows.append({"what": f"{size} at {length:,}", **_row(config, model, device, precision, length, say)})
+    say("loader")
+    loader = _loader_rates(config, device)
+    for row, length in zip(rows, config.lengths * len(config.models), strict=True):
+        row["loader, million bases/s"] = loader[length] / 1e6
+    return make_result(f"training steps of {config.bases_per_step:,} bases, {precision}", device, rows)
+
+
+def _row(
+    config: TrainBenchConfig,
+    model: BackboneConfig,
+    device: str,
+    precision: str,
+    length: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    machine = this_gpu() if device == "cuda" else None
+    num_windows = max(1, config.bases_per_step // length)
+    if config.piece_bases is None:
+        cut = choose_cut(model, precision, machine, length, num_windows * length)
+        if config.recompute == "layers":
+            cut = Cut(piece_bases=max(cut.piece_bases, length), kept_pieces=1)
+    else:
+        cut = Cut(piece_bases=config.piece_bases, kept_pieces=1)
+    torch.manual_seed(0)
+    module = LanguageModel(
+        DnaMamba(model).to(device).use_implementation("triton" if device == "cuda" else "cpu"),
+        OptimizerConfig(),
+        TokenPolicy(),
+        num_steps=100,
+        stage_lengths=[length],
+        contig_names=["random"],
+        piece_bases=cut.piece_bases,
+        kept_pieces=cut.kept_pieces,
+        say=say,
+    )
+    module.model.backbone.recompute_layers = config.recompute == "layers"
+    optimizer = module.configure_optimizers()
+    places = torch.zeros(num_windows, 3, dtype=torch.long)
+
+    def batch() -> StepBatch:
+        stored = torch.randint(0, 4, (num_windows, length), dtype=torch.uint8)
+        weights = sum_of_weights(stored.numpy(), module.policy)
+        return StepBatch(stored.to(device), places, weights)
+
+    batches = [batch() for _ in range(2)]
+
+    def step(number: int) -> None:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            module.step(batches[number % 2], optimizer)
+
+    def wait() -> None:
+        module.read_steps()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    step(0)  # compiles
+    wait()
+    seconds = []
+    for number in range(config.repeats):
+        started = time.perf_counter()
+        step(number)
+        wait()
+        seconds.append(time.perf_counter() - started)
+    median = statistics.median(seconds)
+    bases = num_windows * length
+    row: dict[str, Any] = {
+        "ms a step": 1e3 * median,
+        "+-": 1e3 * (max(seconds) - min(seconds)) / 2,
+        "million bases/s": bases / median / 1e6,
+        "piece": module.piece_bases,
+        "kept": module.kept_pieces,
+    }
+    if device == "cuda":
+        row["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        planned = Cut(piece_bases=module.piece_bases, kept_pieces=module.kept_pieces)
+        row["planned GiB"] = (
+            memory_of_step(model, precision, planned, length, num_windows, config.recompute).total / 2**30
+        )
+        if config.profile:
+            say(_profile(step, wait))
+        del module, optimizer, batches
+        torch.cuda.empty_cache()
+    return row
+
+
+def _profile(step: Callable[[int], None], wait: Callable[[], None]) -> str:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        step(0)
+        wait()
+    return found.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=60)
+
+
+def _loader_rates(config: TrainBenchConfig, device: str) -> dict[int, float]:
+    """Read steps as a run does, from a random genome in main memory's file cache; give bases a second by length."""
+    longest = max(config.lengths)
+    num_bases = max(2**24, 2 * longest)
+    letters = np.frombuffer(b"ACGT", np.uint8)[np.random.default_rng(0).integers(0, 4, num_bases)]
+    rates = {}
+    with tempfile.TemporaryDirectory() as folder:
+        fasta = Path(folder) / "random.fa"
+        fasta.write_bytes(b">chr1\n" + letters.tobytes() + b"\n>chr2\n" + letters[:10_000].tobytes() + b"\n")
+        genome = build([fasta], Path(folder) / "random.dna")
+        split = default_split(genome)
+        for length in set(config.lengths):
+            num_steps = 8
+            steps = TrainingSteps(
+                genome,
+                [Stage(window_bases=length, num_steps=num_steps)],
+                [plan_windows(genome, split, length, rule="mamba", max_n=0.5)],
+                bases_per_step=max(config.bases_per_step, length),
+                seed=0,
+                policy=TokenPolicy(),
+            )
+            loader = iter(PretrainingData(steps, num_workers=2 if device == "cuda" else 0).train_dataloader())
+            next(loader)  # the workers start
+            started = time.perf_counter()
+            bases = sum(batch.stored_BT.numel() for batch in loader)
+            rates[length] = bases / (time.perf_counter() - started)
+    return rates

@@ -1,0 +1,280 @@
+"""What fits in a GPU's memory and how long it takes, before anything runs."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dna_mamba.errors import InputError
+from dna_mamba.kernels.cross_entropy import cross_entropy
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.config import BackboneConfig
+from dna_mamba.training.language_model import SHORTEST_PIECE
+
+LONGEST_PIECE = 2**18
+"""A GPU is full with so many bases; more at once gain nothing where a window is cut anyway."""
+PIECE_ON_CPU = 2**14
+RESERVE = 0.10
+"""Share of a GPU's free memory that is left for the context, libraries and fragments."""
+MAX_CALIBRATED_BASES = 2**18
+SEGMENT = 16
+"""Positions between the states that the scan keeps for its backward."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """Where a run is planned for."""
+
+    name: str
+    memory_bytes: float
+    present: bool = True
+    """Whether it is this machine, so that its speed can be measured."""
+    num_gpus: int = 1
+
+    @property
+    def budget(self) -> float:
+        """Bytes that tensors may take."""
+        return self.memory_bytes * (1 - RESERVE)
+
+
+# Memory that the driver reports, and nanoseconds a base and layer, forward and backward, and forward alone: c0 + c1 W + c2 W^2
+# with W the model width; bfloat16, 16 states, from dna-mamba bench train on that card (docs/benchmarks.md).
+KNOWN_GPUS: dict[str, tuple[float, tuple[float, float, float], tuple[float, float, float]]] = {}
+
+
+def known_gpu(name: str) -> Machine:
+    """Give a GPU by name.
+
+    Raises:
+        InputError: It is not one whose speed was measured.
+    """
+    if name.upper() not in KNOWN_GPUS:
+        raise InputError(
+            f"GPU {name!r} is not in the table; choose {' or '.join(KNOWN_GPUS)}, or plan on the machine itself"
+        )
+    return Machine(name=name.upper(), memory_bytes=KNOWN_GPUS[name.upper()][0], present=False)
+
+
+def this_gpu() -> Machine:
+    """Describe the current GPU and what is free on it."""
+    free, _ = torch.cuda.mem_get_info()
+    free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return Machine(name=torch.cuda.get_device_name(), memory_bytes=float(free))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Largest bytes of tensors in a training step, by part."""
+
+    parameters: float
+    """With gradients, the optimizer's moments and copies in the dtype of matrix products."""
+    states: float
+    """Between pieces."""
+    window: float
+    """Tokens and weights of a window or micro-batch."""
+    activations: float
+    """Kept from forward to backward."""
+    working: float
+    """Of the backward of one layer."""
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return self.parameters + self.states + self.window + self.activations + self.working
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """How a step is cut up."""
+
+    piece_bases: int
+    kept_pieces: int
+
+
+def memory_of_step(
+    model: BackboneConfig, precision: str, cut: Cut, window_bases: int, windows_per_step: int, recompute: str = "pieces"
+) -> Memory:
+    """Count the bytes of a training step on Triton kernels.
+
+    Args:
+        model: Sizes.
+        precision: fp32 or bf16.
+        cut: Pieces and how many of them are kept.
+        window_bases: Length of the windows.
+        windows_per_step: In an optimizer step.
+        recompute: 'pieces' or 'layers'.
+    """
+    W, E, N = model.width, model.mamba.expansion * model.width, model.mamba.num_states
+    layers, rank, item = len(model.pattern), -(-model.width // 16), 2 if precision == "bf16" else 4
+    rows = 2 * 4 * (N + N % 2)  # B and C in float32
+    # stream, norm, x and z, convolution, delta and its low rank, B and C, states of segments, output of the scan
+    of_layer = 4 * W + item * W + item * (2 * E + E + E + rank) + rows + 4 * E * N / SEGMENT + item * E
+    head = (
+        4 * W + 4 * W + 2 * 4 * model.vocabulary_size + 4 * W
+    )  # last norm, its input and gradient, scores and gradient
+    # gradients of x and z, of the convolution, of delta, of the scan's output; partial sums of those of B and C; streams
+    tile = 64 if E > 32 else 32
+    working = item * (2 * E + E + E + E) + 2 * 4 * N * -(-E // tile) + rows + 4 * W + 2 * item * W
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in DnaMamba(model).parameters())
+    windows_at_once = min(windows_per_step, max(1, cut.piece_bases // window_bases))
+    if window_bases <= cut.piece_bases:
+        at_once = kept = windows_at_once * window_bases
+        num_between = 0
+    else:
+        num_pieces = -(-(window_bases - 1) // cut.piece_bases)
+        num_kept = min(num_pieces, cut.kept_pieces)
+        at_once, kept, num_between = (
+            cut.piece_bases,
+            min(num_kept * cut.piece_bases, window_bases),
+            num_pieces - num_kept,
+        )
+    state = layers * (E * N * 4 + E * (model.mamba.num_taps - 1) * item)
+    activations = kept * (layers * of_layer + head)
+    if recompute == "layers":
+        activations = kept * (layers * (4 * W + item * W) + head + of_layer)
+    step_windows = windows_per_step * window_bases
+    return Memory(
+        parameters=parameters * (16 + (2 if precision == "bf16" else 0)),
+        states=(num_between + 2) * state,
+        window=step_windows + windows_at_once * window_bases * 5.0,
+        activations=activations,
+        working=at_once * working,
+    )
+
+
+def choose_cut(
+    model: BackboneConfig, precision: str, machine: Machine | None, seq_len: int, bases_per_step: int
+) -> Cut:
+    """Choose pieces from the memory of a GPU, so that as little as possible is computed twice.
+
+    Args:
+        model: Sizes.
+        precision: fp32 or bf16.
+        machine: The GPU; none is a CPU.
+        seq_len: Longest window.
+        bases_per_step: Of an optimizer step.
+
+    Raises:
+        InputError: Not even the shortest piece fits.
+    """
+    if machine is None:
+        return Cut(piece_bases=PIECE_ON_CPU, kept_pieces=1)
+
+    def fits(piece: int, kept: int, window: int) -> bool:
+        windows = max(1, bases_per_step // window)
+        cut = Cut(piece_bases=piece, kept_pieces=kept)
+        return memory_of_step(model, precision, cut, window, windows).total <= machine.budget
+
+    step = max(bases_per_step, seq_len)
+    whole = 1 << (step - 1).bit_length()  # a power of two, so that windows of all lengths fill it
+    while whole >= seq_len:
+        if fits(whole, 1, seq_len) and fits(whole, 1, min(seq_len, 1024)):
+            return Cut(piece_bases=whole, kept_pieces=1)
+        whole //= 2
+    piece = min(LONGEST_PIECE, whole)
+    while piece >= SHORTEST_PIECE:
+        # four pieces at least: one that is kept too few costs a quarter of what fits, or less
+        kept = 4 if piece > SHORTEST_PIECE else 1
+        if fits(piece, kept, seq_len):
+            while kept * piece < seq_len and fits(piece, kept + 1, seq_len):
+                kept += 1
+            return Cut(piece_bases=piece, kept_pieces=kept)
+        piece //= 2
+    smallest = memory_of_step(model, precision, Cut(piece_bases=SHORTEST_PIECE, kept_pieces=1), seq_len, 1)
+    raise InputError(
+        f"a {model.size} model does not fit: parameters, gradients and moments take {smallest.parameters / 2**30:.1f} GiB, a "
+        f"piece of {SHORTEST_PIECE:,} bases {(smallest.total - smallest.parameters) / 2**30:.1f} GiB, and "
+        f"{machine.budget / 2**30:.1f} GiB are free for them on {machine.name}{_what_would_fit(model, precision, machine)}"
+    )
+
+
+def _what_would_fit(model: BackboneConfig, precision: str, machine: Machine) -> str:
+    """Name the deepest model of the same width that fits."""
+    from dataclasses import replace
+
+    for layers in range(len(model.pattern) - 1, 0, -1):
+        smaller = replace(model, pattern=model.pattern[:layers])
+        cut = Cut(piece_bases=SHORTEST_PIECE, kept_pieces=1)
+        if memory_of_step(smaller, precision, cut, SHORTEST_PIECE, 1).total <= machine.budget:
+            return f"; {smaller.size} would fit"
+    return "; no depth of this width fits"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """Seconds of what a step is made of."""
+
+    forward: float
+    """A base read once more to be computed again."""
+    both: float
+    """A base forward and backward."""
+
+
+def measure(
+    model: BackboneConfig, implementation: str, device: str, precision: str, window_bases: int, cut: Cut, windows: int
+) -> Speed:
+    """Time a few pieces or micro-batches on this machine, random bases, random weights."""
+    window = min(window_bases, cut.piece_bases)
+    limit = MAX_CALIBRATED_BASES if device == "cuda" else 2048
+    window = min(window, limit)
+    batch = max(1, min(windows, cut.piece_bases // window_bases, limit // window))
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        network = DnaMamba(model).to(device).use_implementation(implementation)
+        tokens_BT = torch.randint(7, 11, (batch, window), dtype=torch.uint8, device=device)
+
+    def losses() -> Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            logits_BTV, _ = network(tokens_BT[:, :-1])
+            return cross_entropy(logits_BTV, tokens_BT[:, 1:], implementation=implementation).sum()
+
+    def both() -> None:
+        losses().backward()
+        network.zero_grad(set_to_none=True)
+
+    def forward() -> None:
+        with torch.no_grad():
+            losses()
+
+    seconds = [
+        _fastest(function, device, 3 if device == "cuda" else 1) / tokens_BT.numel() for function in (forward, both)
+    ]
+    return Speed(forward=seconds[0], both=seconds[1])
+
+
+def _fastest(function: Callable[[], None], device: str, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):  # the first compiles
+        if device == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return sorted(times[1:])[len(times[1:]) // 2]
+
+
+def tabled_speed(model: BackboneConfig, machine: Machine) -> Speed | None:
+    """Give the speed of a GPU in the table; none for another one."""
+    if machine.name not in KNOWN_GPUS:
+        return None
+    _, both, forward = KNOWN_GPUS[machine.name]
+    layers, W = len(model.pattern), model.width
+
+    def seconds(c: tuple[float, float, float]) -> float:
+        return 1e-9 * layers * (c[0] + c[1] * W + c[2] * W * W)
+
+    return Speed(forward=seconds(forward), both=seconds(both))
+
+
+def seconds_a_base(speed: Speed, window_bases: int, cut: Cut, recompute: str = "pieces") -> float:
+    """Give the time of a base of a stage: all are computed once, those of pieces that are not kept are read before."""
+    if recompute == "layers":
+        return speed.both + speed.forward
+    if window_bases <= cut.piece_bases:
+        return speed.both
+    num_pieces = -(-(window_bases - 1) // cut.piece_bases)
+    return speed.both + speed.forward * max(0, num_pieces - cut.kept_pieces) / num_pieces
