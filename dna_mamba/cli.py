@@ -771,7 +771,7 @@ def train(
     seq_len: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (1024, 16384, 131072, 1048576),
     bases_per_step: int = 2**20,
     piece_len: str | None = None,
-    recompute: str = "pieces",
+    recomputed_layers: int = 0,
     device: str = "auto",
     precision: str = "auto",
     repeats: int = 5,
@@ -790,8 +790,8 @@ def train(
         Bases of an optimizer step, at least one window.
     piece_len
         Bases computed at once, or auto (from the GPU's free memory).
-    recompute
-        pieces, or layers (activation checkpointing) to compare with.
+    recomputed_layers
+        With --piece-len: so many layers are computed again in the backward (activation checkpointing).
     device
         auto, cpu or cuda.
     precision
@@ -808,7 +808,7 @@ def train(
 
     config = pipeline.TrainBenchConfig(
         models=model, lengths=seq_len, bases_per_step=bases_per_step, piece_bases=_piece_bases(piece_len),
-        recompute=recompute, device=device, precision=precision, repeats=repeats, profile=profile,
+        recomputed_layers=recomputed_layers, device=device, precision=precision, repeats=repeats, profile=profile,
     )  # fmt: skip
     result = pipeline.run(config, on_phase=_say)
     _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))

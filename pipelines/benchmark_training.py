@@ -34,21 +34,22 @@ class TrainBenchConfig:
     lengths: tuple[int, ...] = (1024,)
     bases_per_step: int = 2**20
     piece_bases: int | None = None
-    recompute: str = "pieces"
+    recomputed_layers: int = 0
+    """With piece_bases: so many layers are computed again."""
     device: str = "auto"
     precision: str = "auto"
     repeats: int = 5
     profile: bool = False
 
     def __post_init__(self) -> None:
-        if self.recompute not in ("pieces", "layers"):
-            raise InputError(f"recompute {self.recompute!r} is unknown; choose pieces or layers")
         if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("auto", "fp32", "bf16"):
             raise InputError(
                 f"device {self.device!r} and precision {self.precision!r} must be auto, cpu or cuda, and auto, fp32 or bf16"
             )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+        if self.recomputed_layers and self.piece_bases is None:
+            raise InputError("recomputed layers are chosen with the piece unless a piece length is given")
         if min(self.repeats, self.bases_per_step, *self.lengths) < 1 or min(self.lengths) < 2:
             raise InputError("repeats and bases per step must be at least 1, lengths at least 2")
 
@@ -84,10 +85,8 @@ def _row(
     num_windows = max(1, config.bases_per_step // length)
     if config.piece_bases is None:
         cut = choose_cut(model, precision, machine, length, num_windows * length)
-        if config.recompute == "layers":
-            cut = Cut(piece_bases=max(cut.piece_bases, length), kept_pieces=1)
     else:
-        cut = Cut(piece_bases=config.piece_bases, kept_pieces=1)
+        cut = Cut(piece_bases=config.piece_bases, kept_pieces=1, recomputed_layers=config.recomputed_layers)
     torch.manual_seed(0)
     module = LanguageModel(
         DnaMamba(model).to(device).use_implementation("triton" if device == "cuda" else "cpu"),
@@ -100,7 +99,7 @@ def _row(
         kept_pieces=cut.kept_pieces,
         say=say,
     )
-    module.model.backbone.recompute_layers = config.recompute == "layers"
+    module.model.backbone.recomputed_layers = cut.recomputed_layers
     optimizer = module.configure_optimizers()
     places = torch.zeros(num_windows, 3, dtype=torch.long)
 
@@ -139,13 +138,11 @@ def _row(
         "million bases/s": bases / median / 1e6,
         "piece": module.piece_bases,
         "kept": module.kept_pieces,
+        "layers again": cut.recomputed_layers,
     }
     if device == "cuda":
         row["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
-        planned = Cut(piece_bases=module.piece_bases, kept_pieces=module.kept_pieces)
-        row["planned GiB"] = (
-            memory_of_step(model, precision, planned, length, num_windows, config.recompute).total / 2**30
-        )
+        row["planned GiB"] = memory_of_step(model, precision, cut, length, num_windows).total / 2**30
         if config.profile:
             say(_profile(step, wait))
         del module, optimizer, batches

@@ -52,6 +52,47 @@ def draw_losses(metrics: Path, picture: Path, references: Mapping[str, float], s
     return picture
 
 
+def draw_report(metrics: Path, speed: Path, picture: Path, title: str) -> Path:
+    """Draw a run over its steps: loss by stage, learning rate, gradient norm, bases a second and memory."""
+    rows = [row for row in read_metrics(metrics) if row["skipped"] == "0" and row["train_bits_per_base"]]
+    fast = read_metrics(speed) if speed.exists() else []
+    figure = _figure()
+    figure.set_size_inches(11, 6.5)
+    (loss, rate, norm), (bases, memory, words) = figure.subplots(2, 3)
+    lengths = sorted({int(row["window_bases"]) for row in rows})
+    for number, length in enumerate(lengths):
+        some = [row for row in rows if int(row["window_bases"]) == length]
+        shade = f"C{number % 10}"
+        steps = [int(row["step"]) for row in some]
+        loss.plot(
+            steps, [float(row["train_bits_per_base"]) for row in some], color=shade, linewidth=0.8, label=f"{length:,}"
+        )
+    valid = [(int(row["step"]), float(row["valid_bits_per_base"])) for row in rows if row["valid_bits_per_base"]]
+    if valid:
+        loss.plot(*zip(*valid, strict=True), "o-", color="black", markersize=3, label="validation")
+    loss.set_title("bits per base, by window length")
+    loss.legend(frameon=False, fontsize=7)
+    steps = [int(row["step"]) for row in rows]
+    for axes, column, name in ((rate, "learning_rate", "learning rate"), (norm, "gradient_norm", "gradient norm")):
+        axes.plot(steps, [float(row[column]) for row in rows], color="#0072b2", linewidth=0.8)
+        axes.set_title(name)
+    norm.set_yscale("log")
+    steps = [int(row["step"]) for row in fast]
+    bases.plot(steps, [float(row["bases_per_second"]) for row in fast], color="#009e73", linewidth=0.8)
+    bases.set_title("bases a second")
+    bases.set_ylim(bottom=0)
+    memory.plot(steps, [float(row["peak_memory_gib"]) for row in fast], color="#d55e00", linewidth=0.8)
+    memory.set_title("peak memory, GiB")
+    memory.set_ylim(0, 1.1 * max([float(row["peak_memory_gib"]) for row in fast], default=1.0))
+    words.axis("off")
+    words.text(0, 1, title, va="top", fontsize=9)
+    for axes in (loss, rate, norm, bases, memory):
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture)
+    return picture
+
+
 def draw_context(rows: Sequence[Mapping[str, Any]], picture: Path) -> Path:
     """Draw bits per base over the length of the left context, on a doubling scale."""
     figure = _figure()

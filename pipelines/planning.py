@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,12 +14,11 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.training.language_model import SHORTEST_PIECE
 
-LONGEST_PIECE = 2**18
-"""A GPU is full with so many bases; more at once gain nothing where a window is cut anyway."""
 PIECE_ON_CPU = 2**14
 RESERVE = 0.10
 """Share of a GPU's free memory that is left for the context, libraries and fragments."""
-MAX_CALIBRATED_BASES = 2**18
+BASES_TO_MEASURE = {"cuda": 2**17, "cpu": 2**11}
+"""At most, of a piece or micro-batch whose time stands for that of longer ones."""
 SEGMENT = 16
 """Positions between the states that the scan keeps for its backward."""
 
@@ -39,9 +39,14 @@ class Machine:
         return self.memory_bytes * (1 - RESERVE)
 
 
-# Memory that the driver reports, and nanoseconds a base and layer, forward and backward, and forward alone: c0 + c1 W + c2 W^2
-# with W the model width; bfloat16, 16 states, from dna-mamba bench train on that card (docs/benchmarks.md).
-KNOWN_GPUS: dict[str, tuple[float, tuple[float, float, float], tuple[float, float, float]]] = {}
+# Bytes that the driver reports; nanoseconds a base and layer, forward and backward, and forward alone: c0 + c1 W + c2 W^2 with
+# W the model width; bfloat16, 16 states. Fitted to bench block, bench norm and (H100) bench train: docs/benchmarks.md.
+KNOWN_GPUS: dict[str, tuple[float, tuple[float, float, float], tuple[float, float, float]]] = {
+    "H100": (79.2 * 2**30, (2.5, 0.128, 4.7e-5), (1.1, 0.0325, 1.7e-5)),
+    "H200": (139.8 * 2**30, (3.8, 0.103, 6.2e-5), (1.0, 0.0300, 1.7e-5)),
+}
+HOST_SECONDS = {"forward": 2e-3, "backward": 3.2e-3}
+"""That a processor takes to launch the kernels of a layer: pieces that a GPU does in less wait for it."""
 
 
 def known_gpu(name: str) -> Machine:
@@ -90,12 +95,21 @@ class Cut:
     """How a step is cut up."""
 
     piece_bases: int
+    """Positions computed at once."""
     kept_pieces: int
+    """Pieces of a window, the last ones, that are computed only once."""
+    recomputed_layers: int = 0
+    """Layers, the first ones, whose activations are not kept."""
 
 
-def memory_of_step(
-    model: BackboneConfig, precision: str, cut: Cut, window_bases: int, windows_per_step: int, recompute: str = "pieces"
-) -> Memory:
+@lru_cache(maxsize=256)
+def num_parameters(model: BackboneConfig) -> int:
+    """Count the parameters of a model without making it."""
+    with torch.device("meta"):
+        return DnaMamba(model).num_parameters()
+
+
+def memory_of_step(model: BackboneConfig, precision: str, cut: Cut, window_bases: int, windows_per_step: int) -> Memory:
     """Count the bytes of a training step on Triton kernels.
 
     Args:
@@ -104,7 +118,6 @@ def memory_of_step(
         cut: Pieces and how many of them are kept.
         window_bases: Length of the windows.
         windows_per_step: In an optimizer step.
-        recompute: 'pieces' or 'layers'.
     """
     W, E, N = model.width, model.mamba.expansion * model.width, model.mamba.num_states
     layers, rank, item = len(model.pattern), -(-model.width // 16), 2 if precision == "bf16" else 4
@@ -117,8 +130,7 @@ def memory_of_step(
     # gradients of x and z, of the convolution, of delta, of the scan's output; partial sums of those of B and C; streams
     tile = 64 if E > 32 else 32
     working = item * (2 * E + E + E + E) + 2 * 4 * N * -(-E // tile) + rows + 4 * W + 2 * item * W
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in DnaMamba(model).parameters())
+    parameters = num_parameters(model)
     windows_at_once = min(windows_per_step, max(1, cut.piece_bases // window_bases))
     if window_bases <= cut.piece_bases:
         at_once = kept = windows_at_once * window_bases
@@ -132,9 +144,11 @@ def memory_of_step(
             num_pieces - num_kept,
         )
     state = layers * (E * N * 4 + E * (model.mamba.num_taps - 1) * item)
-    activations = kept * (layers * of_layer + head)
-    if recompute == "layers":
-        activations = kept * (layers * (4 * W + item * W) + head + of_layer)
+    again = min(cut.recomputed_layers, layers)
+    # what a layer computed again keeps is its inputs; while it is, the layers after it are done with
+    activations = kept * ((layers - again) * of_layer + again * (4 * W + item * W) + head)
+    if again == layers:
+        activations += at_once * of_layer
     step_windows = windows_per_step * window_bases
     return Memory(
         parameters=parameters * (16 + (2 if precision == "bf16" else 0)),
@@ -163,27 +177,33 @@ def choose_cut(
     if machine is None:
         return Cut(piece_bases=PIECE_ON_CPU, kept_pieces=1)
 
-    def fits(piece: int, kept: int, window: int) -> bool:
+    layers = len(model.pattern)
+
+    def fits(cut: Cut, window: int = seq_len) -> bool:
         windows = max(1, bases_per_step // window)
-        cut = Cut(piece_bases=piece, kept_pieces=kept)
         return memory_of_step(model, precision, cut, window, windows).total <= machine.budget
 
-    step = max(bases_per_step, seq_len)
-    whole = 1 << (step - 1).bit_length()  # a power of two, so that windows of all lengths fill it
-    while whole >= seq_len:
-        if fits(whole, 1, seq_len) and fits(whole, 1, min(seq_len, 1024)):
-            return Cut(piece_bases=whole, kept_pieces=1)
-        whole //= 2
-    piece = min(LONGEST_PIECE, whole)
+    best: tuple[float, Cut] | None = None
+    piece = (
+        1 << (max(bases_per_step, seq_len) - 1).bit_length()
+    )  # powers of two, so that windows of all lengths fill it
     while piece >= SHORTEST_PIECE:
-        # four pieces at least: one that is kept too few costs a quarter of what fits, or less
-        kept = 4 if piece > SHORTEST_PIECE else 1
-        if fits(piece, kept, seq_len):
-            while kept * piece < seq_len and fits(piece, kept + 1, seq_len):
-                kept += 1
-            return Cut(piece_bases=piece, kept_pieces=kept)
+        plain = Cut(piece_bases=piece, kept_pieces=1)
+        kept = _most(lambda k, cut=plain: fits(replace(cut, kept_pieces=k)), 1, -(-seq_len // piece))  # type: ignore[misc]
+        cut = replace(plain, kept_pieces=max(1, kept))
+        if kept == 0:
+            normal = _most(lambda n, cut=plain: fits(replace(cut, recomputed_layers=layers - n)), 0, layers)  # type: ignore[misc]
+            cut = replace(plain, recomputed_layers=layers - max(0, normal))
+        if fits(cut) and fits(cut, min(seq_len, 1024)):
+            seconds = _seconds_to_compare(model, machine, seq_len, bases_per_step, cut)
+            if best is None or seconds < best[0]:
+                best = seconds, cut
         piece //= 2
-    smallest = memory_of_step(model, precision, Cut(piece_bases=SHORTEST_PIECE, kept_pieces=1), seq_len, 1)
+    if best is not None:
+        return best[1]
+    smallest = memory_of_step(
+        model, precision, Cut(piece_bases=SHORTEST_PIECE, kept_pieces=1, recomputed_layers=layers), seq_len, 1
+    )
     raise InputError(
         f"a {model.size} model does not fit: parameters, gradients and moments take {smallest.parameters / 2**30:.1f} GiB, a "
         f"piece of {SHORTEST_PIECE:,} bases {(smallest.total - smallest.parameters) / 2**30:.1f} GiB, and "
@@ -191,13 +211,34 @@ def choose_cut(
     )
 
 
+def _most(test: Callable[[int], bool], low: int, high: int) -> int:
+    """Give the largest number that passes, low - 1 if none does; none passes above one that fails."""
+    while low <= high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if test(middle) else (low, middle - 1)
+    return high
+
+
+def _seconds_to_compare(model: BackboneConfig, machine: Machine, seq_len: int, bases_per_step: int, cut: Cut) -> float:
+    """Estimate the time of a step of the longest windows, to choose between cuts: of the GPU, or of the host if longer."""
+    layers = len(model.pattern)
+    speed = tabled_speed(model, machine if machine.name in KNOWN_GPUS else known_gpu("H100"))
+    assert speed is not None
+    num_windows = max(1, bases_per_step // seq_len)
+    num_pieces = -(-seq_len // cut.piece_bases)
+    bases = min(seq_len, cut.piece_bases) * max(1, min(num_windows, cut.piece_bases // seq_len))
+    forward = max(speed.forward * bases, HOST_SECONDS["forward"] * layers)
+    backward = max((speed.both - speed.forward) * bases, HOST_SECONDS["backward"] * layers)
+    again = max(0, num_pieces - cut.kept_pieces) + num_pieces * cut.recomputed_layers / layers
+    micro_batches = -(-num_windows * seq_len // (bases * num_pieces))
+    return micro_batches * (num_pieces * (forward + backward) + again * forward)
+
+
 def _what_would_fit(model: BackboneConfig, precision: str, machine: Machine) -> str:
     """Name the deepest model of the same width that fits."""
-    from dataclasses import replace
-
     for layers in range(len(model.pattern) - 1, 0, -1):
         smaller = replace(model, pattern=model.pattern[:layers])
-        cut = Cut(piece_bases=SHORTEST_PIECE, kept_pieces=1)
+        cut = Cut(piece_bases=SHORTEST_PIECE, kept_pieces=1, recomputed_layers=layers)
         if memory_of_step(smaller, precision, cut, SHORTEST_PIECE, 1).total <= machine.budget:
             return f"; {smaller.size} would fit"
     return "; no depth of this width fits"
@@ -218,7 +259,7 @@ def measure(
 ) -> Speed:
     """Time a few pieces or micro-batches on this machine, random bases, random weights."""
     window = min(window_bases, cut.piece_bases)
-    limit = MAX_CALIBRATED_BASES if device == "cuda" else 2048
+    limit = BASES_TO_MEASURE[device]
     window = min(window, limit)
     batch = max(1, min(windows, cut.piece_bases // window_bases, limit // window))
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
@@ -270,11 +311,10 @@ def tabled_speed(model: BackboneConfig, machine: Machine) -> Speed | None:
     return Speed(forward=seconds(forward), both=seconds(both))
 
 
-def seconds_a_base(speed: Speed, window_bases: int, cut: Cut, recompute: str = "pieces") -> float:
-    """Give the time of a base of a stage: all are computed once, those of pieces that are not kept are read before."""
-    if recompute == "layers":
-        return speed.both + speed.forward
-    if window_bases <= cut.piece_bases:
-        return speed.both
-    num_pieces = -(-(window_bases - 1) // cut.piece_bases)
-    return speed.both + speed.forward * max(0, num_pieces - cut.kept_pieces) / num_pieces
+def seconds_a_base(speed: Speed, window_bases: int, cut: Cut, num_layers: int) -> float:
+    """Give the time of a base of a stage: all are computed once; pieces that are not kept, and some layers, once more."""
+    again = cut.recomputed_layers / num_layers
+    if window_bases > cut.piece_bases:
+        num_pieces = -(-(window_bases - 1) // cut.piece_bases)
+        again += max(0, num_pieces - cut.kept_pieces) / num_pieces
+    return speed.both + speed.forward * again

@@ -38,12 +38,14 @@ from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines import run_directory
 from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
 from dna_mamba.pipelines.planning import (
+    PIECE_ON_CPU,
     Cut,
     Machine,
     Memory,
     choose_cut,
     measure,
     memory_of_step,
+    num_parameters,
     seconds_a_base,
     tabled_speed,
     this_gpu,
@@ -103,8 +105,9 @@ class TrainingConfig:
     kept_pieces: int | None = None
     """How many pieces of a window, the last ones, are computed only once; those before are computed again in the backward.
     None chooses from the free memory, or is 1 where piece_bases is given."""
-    recompute: str = "pieces"
-    """pieces, or layers: each layer of a whole window again in its backward."""
+    recomputed_layers: int | None = None
+    """Layers, the first ones, whose activations are computed again in the backward (activation checkpointing).
+    None chooses from the free memory, or is 0 where piece_bases is given."""
     checkpoint_every_steps: int = 200
     validate_every_steps: int = 200
     keep_checkpoints: int = 3
@@ -119,8 +122,8 @@ class TrainingConfig:
             raise InputError("training: keep_checkpoints must be at least 2 and piece_bases at least 16")
         if self.kept_pieces is not None and not 1 <= self.kept_pieces <= 2**40:
             raise InputError(f"training: kept_pieces {self.kept_pieces} must be at least 1")
-        if self.recompute not in ("pieces", "layers"):
-            raise InputError(f"training: recompute {self.recompute!r} is unknown; choose pieces or layers")
+        if self.recomputed_layers is not None and not 0 <= self.recomputed_layers <= 2**40:
+            raise InputError(f"training: recomputed_layers {self.recomputed_layers} must not be negative")
 
     @property
     def real_bases_per_step(self) -> int:
@@ -189,6 +192,7 @@ MAY_DIFFER_ON_RESUME = {
     ("training", "checkpoint_every_steps"),
     ("training", "piece_bases"),
     ("training", "kept_pieces"),
+    ("training", "recomputed_layers"),
     ("training", "keep_checkpoints"),
 }
 
@@ -247,8 +251,7 @@ class Plan:
     def cut(self) -> Cut:
         """How every step is cut up."""
         training = self.config.training
-        assert training.piece_bases is not None and training.kept_pieces is not None
-        return Cut(piece_bases=training.piece_bases, kept_pieces=training.kept_pieces)
+        return _cut_of(training)
 
     @property
     def num_bases(self) -> int:
@@ -346,15 +349,18 @@ def resolve(config: PretrainConfig, machine: Machine | None = None) -> PretrainC
         precision = "bf16" if device == "cuda" else "fp32"
     implementation = _implementation(config, device, machine)
     training = config.training
-    if training.piece_bases is None or training.kept_pieces is None:
-        kept, piece = training.kept_pieces or 1, training.piece_bases
-        if piece is None:
+    given = (training.piece_bases, training.kept_pieces, training.recomputed_layers)
+    if None in given:
+        if given == (None, None, None):
             machine = machine or (this_gpu() if device == "cuda" and torch.cuda.is_available() else None)
             cut = choose_cut(config.model, precision, machine, training.seq_len, training.real_bases_per_step)
-            piece, kept = cut.piece_bases, training.kept_pieces or cut.kept_pieces
-            if training.recompute == "layers":
-                piece, kept = max(piece, training.seq_len), 1
-        training = replace(training, piece_bases=piece, kept_pieces=kept)
+        else:
+            cut = Cut(
+                piece_bases=training.piece_bases or PIECE_ON_CPU,
+                kept_pieces=training.kept_pieces or 1,
+                recomputed_layers=training.recomputed_layers or 0,
+            )
+        training = replace(training, **asdict(cut))
     data = config.data
     genome = data.genome if data.genome == DEMO else str(Path(data.genome).absolute())  # a run is resumed from anywhere
     data = replace(data, genome=genome, split=None if data.split is None else str(Path(data.split).absolute()))
@@ -399,17 +405,14 @@ def _plan(
         seed=config.seed,
         policy=config.data.policy,
     )
-    with torch.device("meta"):
-        num_parameters = DnaMamba(config.model).num_parameters()
     windows_per_step = tuple(steps.windows_per_step(i) for i in range(len(stages)))
     if machine is None and config.device == "cuda":
         machine = this_gpu()
     memory: tuple[Memory, ...] = ()
-    assert training.piece_bases is not None and training.kept_pieces is not None
-    cut = Cut(piece_bases=training.piece_bases, kept_pieces=training.kept_pieces)
+    cut = _cut_of(training)
     if machine is not None:
         memory = tuple(
-            memory_of_step(config.model, config.precision, cut, stage.window_bases, windows_, training.recompute)
+            memory_of_step(config.model, config.precision, cut, stage.window_bases, windows_)
             for stage, windows_ in zip(stages, windows_per_step, strict=True)
         )
         _check_memory(config, machine, stages, memory)
@@ -418,7 +421,7 @@ def _plan(
         machine=machine,
         memory=memory,
         bases_per_second=_speeds(config, machine, stages, windows_per_step, cut),
-        num_parameters=num_parameters,
+        num_parameters=num_parameters(config.model),
         stages=stages,
         windows_per_step=windows_per_step,
         num_windows=tuple(len(w) for w in windows),
@@ -430,6 +433,15 @@ def _plan(
     return plan, steps
 
 
+def _cut_of(training: TrainingConfig) -> Cut:
+    assert training.piece_bases is not None and training.kept_pieces is not None
+    return Cut(
+        piece_bases=training.piece_bases,
+        kept_pieces=training.kept_pieces,
+        recomputed_layers=training.recomputed_layers or 0,
+    )
+
+
 def _check_memory(config: PretrainConfig, machine: Machine, stages: Sequence[Stage], memory: Sequence[Memory]) -> None:
     if config.implementation != "triton":  # nothing else keeps so little
         return
@@ -439,9 +451,7 @@ def _check_memory(config: PretrainConfig, machine: Machine, stages: Sequence[Sta
         fixed = parts.parameters + parts.states + parts.window
         fits = int((machine.budget - fixed) / (parts.total - fixed) * (config.training.piece_bases or 0))
         advice = "leave --piece-len out"
-        if config.training.recompute == "layers":
-            advice = "recompute pieces, not layers"
-        elif fits >= SHORTEST_PIECE:
+        if fits >= SHORTEST_PIECE:
             advice = f"--piece-len {1 << (fits.bit_length() - 1)} would fit, or leave it out"
         raise InputError(
             f"the stage of {stage.window_bases:,} bases needs {parts.total / 2**30:.1f} GiB and {machine.budget / 2**30:.1f} "
@@ -469,7 +479,7 @@ def _speeds(
             )
         seconds = float("nan")
         if speed is not None:
-            seconds = seconds_a_base(speed, stage.window_bases, cut, config.training.recompute)
+            seconds = seconds_a_base(speed, stage.window_bases, cut, len(config.model.pattern))
         found.append(1.0 / seconds)
     return tuple(found)
 
@@ -651,7 +661,7 @@ def _run_locked(
         counters=counters,
         say=warn,
     )
-    model.backbone.recompute_layers = config.training.recompute == "layers"
+    model.backbone.recomputed_layers = the_plan.cut.recomputed_layers
     valid = limit_bases(split.valid, config.evaluation.valid_bases)
 
     def validate(module: LanguageModel) -> Score:
@@ -780,11 +790,20 @@ def _finish(
                 detail=f"order and a = {markov[best_interpolated]['strength']:g} chosen on validation")
         )  # fmt: skip
     rows.sort(key=lambda row: row.bits_per_base)
-    from dna_mamba.pipelines.pictures import draw_losses
+    from dna_mamba.pipelines.pictures import draw_losses, draw_report
 
     reference = {row.name: row.bits_per_base for row in rows if not row.name.startswith("Mamba")}
     picture = draw_losses(
         out / "metrics.csv", out / "loss.png", reference, config.model.size, scores.total.bits_per_base
+    )
+    stage_words = "\n".join(f"  {stage.num_steps:,} steps of {stage.window_bases:,} bases" for stage in the_plan.stages)
+    draw_report(
+        out / "metrics.csv",
+        out / "speed.csv",
+        out / "report.png",
+        f"Mamba {config.model.size}, {the_plan.num_parameters:,} parameters\non {the_plan.where}, {config.precision}\n"
+        f"{stage_words}\nheld-out bits per base: {scores.total.bits_per_base:.4f}\n"
+        + "\n".join(f"  {row.name}: {row.bits_per_base:.4f}" for row in rows),
     )
     trained_bases = sum(map(sum, module.counters.bases_seen)) - bases_before
     result = PretrainResult(

@@ -22,11 +22,13 @@ def plan_as_text(plan: Plan) -> str:
         number = len(stages)
         at_once = max(1, min(windows, plan.cut.piece_bases // stage.window_bases))
         cut = f"{-(-windows // at_once)} x {at_once} at once" if windows > 1 else "one at a time"
-        if stage.window_bases > plan.cut.piece_bases and config.training.recompute == "pieces":
+        if stage.window_bases > plan.cut.piece_bases:
             num_pieces = -(-(stage.window_bases - 1) // plan.cut.piece_bases)
             kept = min(plan.cut.kept_pieces, num_pieces)
             cut = f"in {num_pieces} pieces of {plan.cut.piece_bases:,}, {kept} of them computed only once"
         words = f"  {stage.num_steps:,} steps of {windows:,} x {stage.window_bases:,} bases, {count:,} windows{left_out}: {cut}"
+        if plan.cut.recomputed_layers:
+            words += f", {min(plan.cut.recomputed_layers, len(config.model.pattern))} layers recomputed"
         if plan.memory:
             words += f"; {plan.memory[number].total / 2**30:.1f} GiB"
         if plan.bases_per_second[number] == plan.bases_per_second[number]:

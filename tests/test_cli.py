@@ -13,6 +13,7 @@ from tests.conftest import ROOT, dna_mamba, random_letters
 
 COMMANDS = [
     ("pretrain",),
+    ("plan",),
     ("evaluate",),
     ("doctor",),
     ("genome", "build"),
@@ -20,7 +21,7 @@ COMMANDS = [
     ("genome", "show"),
     ("genome", "audit"),
     ("bench", "scan"),
-    *(("bench", what) for what in ("conv", "norm", "loss", "step", "block")),
+    *(("bench", what) for what in ("conv", "norm", "loss", "step", "block", "train")),
     ("bench", "genome"),
 ]
 
@@ -116,6 +117,11 @@ MISTAKES = {
     ),
     "bench alone on a CPU": (["bench", "scan", "--device", "cpu", "--alone"], "on a CPU the two implementations"),
     "bench states": (["bench", "block", "--device", "cpu", "--states", "65"], "take 1 to 64"),
+    "plan for what": (["plan", "--gpu", "A1"], "choose H100 or H200"),
+    "plan for no GPU": (["plan", "--gpus", "2"], "add --gpu H100"),
+    "plan for none": (["plan", "--gpu", "H200", "--gpus", "0"], "must be positive"),
+    "piece": (["pretrain", "--piece-len", "1k"], "--piece-len '1k' must be a number of bases or auto"),
+    "short piece": (["pretrain", "--piece-len", "3"], "piece_bases at least 16"),
     "implementation": (
         ["pretrain", "--device", "cpu", "--set", "implementation=tritn"],
         "implementation 'tritn' is unknown",

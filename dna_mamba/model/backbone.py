@@ -82,8 +82,8 @@ class Backbone(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary_size, config.width)
         self.layers = nn.ModuleList(Block(layer, config.width, config.norm_eps) for layer in config.layers())
         self.norm_f = RMSNorm(config.width, config.norm_eps)
-        self.recompute_layers = False
-        """Compute every layer again in the backward instead of keeping its activations; the numbers stay the same."""
+        self.recomputed_layers = 0
+        """So many, the first ones, are computed again in the backward, which needs not keep their activations; exact."""
 
     def forward(self, tokens_BT: Tensor, state: Sequence[MambaState] | None = None) -> tuple[Tensor, ModelState]:
         """Give the vectors after the final norm and the state for the bases that follow."""
@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         new_state = []
         for i, layer in enumerate(self.layers):
             inputs = (y_BTD, residual_BTD, None if state is None else state[i])
-            if self.recompute_layers and torch.is_grad_enabled():
+            if i < self.recomputed_layers and torch.is_grad_enabled():
                 y_BTD, residual_BTD, layer_state = checkpoint(layer, *inputs, use_reentrant=False)
             else:
                 y_BTD, residual_BTD, layer_state = layer(*inputs)
