@@ -16,6 +16,7 @@ from dna_mamba.data.datamodule import StepBatch
 from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
 from dna_mamba.errors import StoppedError
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.training.captured import MAX_BASES, CapturedGradients
 from dna_mamba.training.optimizer import OptimizerConfig
 from dna_mamba.training.piecewise import backward_in_pieces
 
@@ -124,6 +125,9 @@ class LanguageModel(L.LightningModule):
         self.say = say or (lambda words: None)
         self.last: StepMetrics | None = None
         """The newest that was read."""
+        self.capture = True
+        """Run small steps on a GPU as one CUDA graph."""
+        self._captured: CapturedGradients | None = None
         self._unread: list[_Unread] = []
         self._ended: float | None = None
 
@@ -201,6 +205,7 @@ class LanguageModel(L.LightningModule):
             try:
                 return self._accumulate(batch)
             except torch.cuda.OutOfMemoryError as error:
+                self._captured = None
                 smaller = self._smaller(batch.stored_BT.shape[1])
                 if smaller is None:
                     raise StoppedError(
@@ -226,6 +231,9 @@ class LanguageModel(L.LightningModule):
     def _accumulate(self, batch: StepBatch) -> Tensor:
         stored_BT = batch.stored_BT
         windows_at_once = max(1, self.piece_bases // stored_BT.shape[1])
+        in_one_go = len(stored_BT) <= windows_at_once and stored_BT.shape[1] <= self.piece_bases
+        if stored_BT.is_cuda and self.capture and in_one_go and stored_BT.numel() <= MAX_BASES:
+            return self._accumulate_captured(batch)
         loss = torch.zeros((), device=stored_BT.device)
         for some_BT in stored_BT.split(windows_at_once):
             tokens_BT, weights_BT = tokens_and_weights(some_BT, self.policy)
@@ -238,6 +246,14 @@ class LanguageModel(L.LightningModule):
                 kept_pieces=self.kept_pieces,
             )
         return loss
+
+    def _accumulate_captured(self, batch: StepBatch) -> Tensor:
+        tokens_BT, weights_BT = tokens_and_weights(batch.stored_BT, self.policy)
+        captured = self._captured
+        if captured is None or captured.tokens_BT.shape != tokens_BT.shape:
+            self._captured = None  # its memory goes before the next is captured
+            captured = self._captured = CapturedGradients(self.model, tokens_BT, weights_BT)
+        return captured(tokens_BT, weights_BT, max(batch.sum_of_weights, 1e-9))
 
     def _name(self, places_B3: Tensor, length: int) -> str:
         named = [

@@ -16,7 +16,7 @@ from dna_mamba.data.vocabulary import ACGT, BASE_BITS, BOS, SOFT_MASK, STORE_T, 
 from dna_mamba.kernels.cross_entropy import cross_entropy
 from dna_mamba.model.backbone import DnaMamba
 
-CHUNK = 16_384
+CHUNKS = {"cpu": 16_384, "cuda": 2**18}
 """Bases read at once; the result does not depend on it (up to rounding)."""
 
 
@@ -50,7 +50,7 @@ def acgt_losses(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def stream_losses(
-    model: DnaMamba, genome: GenomeStore, interval: Interval, policy: TokenPolicy, *, chunk: int = CHUNK
+    model: DnaMamba, genome: GenomeStore, interval: Interval, policy: TokenPolicy, *, chunk: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Read an interval from its first base to its last with one carried state.
 
@@ -59,6 +59,7 @@ def stream_losses(
         token it has one): store bytes (uint8) and losses in nats (float32, zero where the base is not A, C, G or T).
     """
     device = model.lm_head.weight.device
+    chunk = chunk or CHUNKS.get(device.type, CHUNKS["cpu"])
     state = None
     previous = torch.full((1, 1), BOS, dtype=torch.uint8, device=device) if policy.start_token else None
     for start in range(interval.start, interval.end, chunk):
@@ -96,7 +97,7 @@ def score_regions(
     intervals: Sequence[Interval],
     policy: TokenPolicy,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     on_bases: Callable[[int], None] | None = None,
 ) -> RegionScores:
     """Score every base of the intervals but the first of each, from all the bases before it in its interval."""
@@ -129,7 +130,7 @@ def loss_by_position(
     policy: TokenPolicy,
     *,
     window_bases: int,
-    batch_bases: int = CHUNK,
+    batch_bases: int | None = None,
     max_bases: int | None = None,
     on_bases: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -140,6 +141,7 @@ def loss_by_position(
         0 stays empty unless a start token precedes it).
     """
     device = model.lm_head.weight.device
+    batch_bases = batch_bases or CHUNKS.get(device.type, CHUNKS["cpu"])
     nats, counts = np.zeros(window_bases), np.zeros(window_bases, np.int64)
     first_target = 0 if policy.start_token else 1
     places = [

@@ -51,13 +51,18 @@ class _Piece:
     """A piece computed with gradients, its graph cut where its state enters."""
 
     def __init__(
-        self, model: DnaMamba, tokens_BT: Tensor, weights_BT: Tensor, state: Sequence[MambaState] | None, divisor: float
+        self,
+        model: DnaMamba,
+        tokens_BT: Tensor,
+        weights_BT: Tensor,
+        state: Sequence[MambaState] | None,
+        divisor: float | Tensor,
     ):
         self.inputs = None
         if state is not None:
             self.inputs = [MambaState(*(x.detach().requires_grad_() for x in layer)) for layer in state]
         total, self.leaving = sum_of_losses(model, tokens_BT, weights_BT, self.inputs)
-        self.loss = total / divisor
+        self.loss = (total / divisor).to(total.dtype)
 
     def backward(self, leaving_gradients: Sequence[Tensor] | None) -> list[Tensor] | None:
         """Add to the parameters' gradients; give those of the state that entered."""
@@ -76,7 +81,7 @@ def backward_in_pieces(
     tokens_BT: Tensor,
     weights_BT: Tensor,
     *,
-    divisor: float,
+    divisor: float | Tensor,
     piece_bases: int,
     kept_pieces: int = 1,
 ) -> Tensor:
