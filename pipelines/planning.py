@@ -5,20 +5,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from dna_mamba.data.datamodule import StepBatch
+from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
-from dna_mamba.kernels.cross_entropy import cross_entropy
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.training.language_model import SHORTEST_PIECE
+from dna_mamba.training.language_model import SHORTEST_PIECE, LanguageModel
+from dna_mamba.training.optimizer import OptimizerConfig
 
 PIECE_ON_CPU = 2**14
 RESERVE = 0.10
 """Share of a GPU's free memory that is left for the context, libraries and fragments."""
-BASES_TO_MEASURE = {"cuda": 2**17, "cpu": 2**11}
-"""At most, of a piece or micro-batch whose time stands for that of longer ones."""
+BASES_ON_CPU = 2**11
+"""That are timed on a CPU, in the place of more."""
+LIBRARIES = 2**26
+"""Bytes that cuBLAS and others keep for themselves."""
 SEGMENT = 16
 """Positions between the states that the scan keeps for its backward."""
 
@@ -155,7 +160,7 @@ def memory_of_step(model: BackboneConfig, precision: str, cut: Cut, window_bases
         states=(num_between + 2) * state,
         window=step_windows + windows_at_once * window_bases * 5.0,
         activations=activations,
-        working=at_once * working,
+        working=at_once * working + LIBRARIES,
     )
 
 
@@ -252,50 +257,81 @@ class Speed:
     """A base read once more to be computed again."""
     both: float
     """A base forward and backward."""
+    update: float
+    """Of the parameters, once a step."""
 
 
 def measure(
     model: BackboneConfig, implementation: str, device: str, precision: str, window_bases: int, cut: Cut, windows: int
 ) -> Speed:
-    """Time a few pieces or micro-batches on this machine, random bases, random weights."""
-    window = min(window_bases, cut.piece_bases)
-    limit = BASES_TO_MEASURE[device]
-    window = min(window, limit)
-    batch = max(1, min(windows, cut.piece_bases // window_bases, limit // window))
+    """Time a micro-batch or piece as a step computes it, and the update, on this machine: random bases, random weights.
+
+    Args:
+        model: Sizes.
+        implementation: Kernels.
+        device: cpu or cuda.
+        precision: fp32 or bf16.
+        window_bases: Length of the windows.
+        cut: How a step is cut up.
+        windows: In a step.
+    """
+    length = min(window_bases, cut.piece_bases)
+    at_once = max(1, min(windows, cut.piece_bases // window_bases))
+    if device == "cpu":
+        at_once = max(1, min(at_once, BASES_ON_CPU // length))
+        length = min(length, BASES_ON_CPU)
+    policy = TokenPolicy()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         network = DnaMamba(model).to(device).use_implementation(implementation)
-        tokens_BT = torch.randint(7, 11, (batch, window), dtype=torch.uint8, device=device)
+    network.backbone.recomputed_layers = cut.recomputed_layers
+    module = LanguageModel(
+        network, OptimizerConfig(), policy, num_steps=100, stage_lengths=[length], contig_names=["random"],
+        piece_bases=max(cut.piece_bases, length),
+    )  # fmt: skip
+    module.capture = at_once == windows  # as where the step is one micro-batch
+    optimizer = module.configure_optimizers()
+    stored = np.random.default_rng(0).integers(0, 4, (at_once, length), dtype=np.uint8)
+    places_B3 = torch.zeros(at_once, 3, dtype=torch.long)
+    batch = StepBatch(torch.from_numpy(stored).to(device), places_B3, sum_of_weights(stored, policy))
 
-    def losses() -> Tensor:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            logits_BTV, _ = network(tokens_BT[:, :-1])
-            return cross_entropy(logits_BTV, tokens_BT[:, 1:], implementation=implementation).sum()
-
-    def both() -> None:
-        losses().backward()
-        network.zero_grad(set_to_none=True)
+    def context() -> torch.autocast:
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
     def forward() -> None:
-        with torch.no_grad():
-            losses()
+        with torch.no_grad(), context():
+            network.backbone(batch.stored_BT + A)
 
-    seconds = [
-        _fastest(function, device, 3 if device == "cuda" else 1) / tokens_BT.numel() for function in (forward, both)
-    ]
-    return Speed(forward=seconds[0], both=seconds[1])
+    def both() -> None:
+        with context():
+            module._accumulate(batch)
+        network.zero_grad(set_to_none=True)
+
+    def step() -> None:
+        with context():
+            module.step(batch, optimizer)
+        module.read_steps()
+
+    seconds = [_second_run(function, device) for function in (forward, both, step)]
+    again = cut.recomputed_layers / len(model.pattern)
+    bases = at_once * length
+    return Speed(
+        forward=seconds[0] / bases,
+        both=(seconds[1] - again * seconds[0]) / bases,
+        update=max(0.0, seconds[2] - seconds[1]),
+    )
 
 
-def _fastest(function: Callable[[], None], device: str, repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):  # the first compiles
+def _second_run(function: Callable[[], None], device: str) -> float:
+    seconds = 0.0
+    for _ in range(2):  # the first compiles
         if device == "cuda":
             torch.cuda.synchronize()
         started = time.perf_counter()
         function()
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return sorted(times[1:])[len(times[1:]) // 2]
+        seconds = time.perf_counter() - started
+    return seconds
 
 
 def tabled_speed(model: BackboneConfig, machine: Machine) -> Speed | None:
@@ -308,13 +344,13 @@ def tabled_speed(model: BackboneConfig, machine: Machine) -> Speed | None:
     def seconds(c: tuple[float, float, float]) -> float:
         return 1e-9 * layers * (c[0] + c[1] * W + c[2] * W * W)
 
-    return Speed(forward=seconds(forward), both=seconds(both))
+    return Speed(forward=seconds(forward), both=seconds(both), update=0.0)
 
 
-def seconds_a_base(speed: Speed, window_bases: int, cut: Cut, num_layers: int) -> float:
+def seconds_a_base(speed: Speed, window_bases: int, cut: Cut, num_layers: int, bases_per_step: int) -> float:
     """Give the time of a base of a stage: all are computed once; pieces that are not kept, and some layers, once more."""
     again = cut.recomputed_layers / num_layers
     if window_bases > cut.piece_bases:
         num_pieces = -(-(window_bases - 1) // cut.piece_bases)
         again += max(0, num_pieces - cut.kept_pieces) / num_pieces
-    return speed.both + speed.forward * again
+    return speed.both + speed.forward * again + speed.update / bases_per_step

@@ -1,6 +1,8 @@
 # Shapes: B sequences, T positions
 """Loss and gradients of a step as one CUDA graph: small steps then cost the GPU's time, not the host's."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,12 @@ from dna_mamba.training.piecewise import backward_in_pieces
 
 MAX_BASES = 2**19
 """Of a step: the GPU is busy longer with more than the host needs to launch them."""
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: matrix products keep memory of their own for every stream."""
+    return torch.cuda.Stream(device)
 
 
 class CapturedGradients:
@@ -38,13 +46,13 @@ class CapturedGradients:
 
         with torch.cuda.device(tokens_BT.device):
             self._put_gradients()
-            stream = torch.cuda.Stream()
+            stream = _stream(tokens_BT.device)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 run()  # compiles what is to be compiled; capturing may not
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.empty_cache()  # the graph brings memory of its own
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, stream=stream):
                 self._loss = run()
 
     def _put_gradients(self) -> None:
