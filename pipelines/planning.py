@@ -1,9 +1,11 @@
 """What fits in a GPU's memory and how long it takes, before anything runs."""
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,7 +155,7 @@ def memory_of_step(model: BackboneConfig, precision: str, cut: Cut, window_bases
     # what a layer computed again keeps is its inputs; while it is, the layers after it are done with
     activations = kept * ((layers - again) * of_layer + again * (4 * W + item * W) + head)
     if again == layers:
-        activations += at_once * of_layer
+        activations += max(0, at_once * of_layer - kept * head)  # the head is done with by then
     step_windows = windows_per_step * window_bases
     return Memory(
         parameters=parameters * (16 + (2 if precision == "bf16" else 0)),
@@ -319,6 +321,17 @@ def measure(
         both=(seconds[1] - again * seconds[0]) / bases,
         update=max(0.0, seconds[2] - seconds[1]),
     )
+
+
+def measure_or_none(*arguments: Any) -> Speed | None:
+    """Give what `measure` gives, or None where memory runs out: the run itself will cut its pieces smaller."""
+    try:
+        return measure(*arguments)
+    except torch.cuda.OutOfMemoryError:
+        pass
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
 
 
 def _second_run(function: Callable[[], None], device: str) -> float:

@@ -43,7 +43,7 @@ from dna_mamba.pipelines.planning import (
     Machine,
     Memory,
     choose_cut,
-    measure,
+    measure_or_none,
     memory_of_step,
     num_parameters,
     seconds_a_base,
@@ -473,7 +473,7 @@ def _speeds(
         if machine is not None and not machine.present:
             speed = tabled_speed(config.model, machine) if config.precision == "bf16" else None
         else:
-            speed = measure(
+            speed = measure_or_none(
                 config.model,
                 config.implementation,
                 config.device,
