@@ -89,7 +89,7 @@ class Memory:
     activations: float
     """Kept from forward to backward."""
     working: float
-    """Of the backward of one layer."""
+    """Of the head, or of the backward of one layer."""
 
     @property
     def total(self) -> float:
@@ -131,12 +131,11 @@ def memory_of_step(model: BackboneConfig, precision: str, cut: Cut, window_bases
     rows = 2 * 4 * (N + N % 2)  # B and C in float32
     # stream, norm, x and z, convolution, delta and its low rank, B and C, states of segments, output of the scan
     of_layer = 4 * W + item * W + item * (2 * E + E + E + rank) + rows + 4 * E * N / SEGMENT + item * E
-    head = (
-        4 * W + 4 * W + 2 * 4 * model.vocabulary_size + 4 * W
-    )  # last norm, its input and gradient, scores and gradient
+    head = 4 * W + 4 * W + 4 * model.vocabulary_size  # last stream, its norm, scores
+    of_scores = 4 * model.vocabulary_size + 4 * W  # gradients of scores and norm
     # gradients of x and z, of the convolution, of delta, of the scan's output; partial sums of those of B and C; streams
     tile = 64 if E > 32 else 32
-    working = item * (2 * E + E + E + E) + 2 * 4 * N * -(-E // tile) + rows + 4 * W + 2 * item * W
+    working: float = item * (2 * E + E + E + E) + 2 * 4 * N * -(-E // tile) + rows + 4 * W + 2 * item * W
     parameters = num_parameters(model)
     windows_at_once = min(windows_per_step, max(1, cut.piece_bases // window_bases))
     if window_bases <= cut.piece_bases:
@@ -152,17 +151,18 @@ def memory_of_step(model: BackboneConfig, precision: str, cut: Cut, window_bases
         )
     state = layers * (E * N * 4 + E * (model.mamba.num_taps - 1) * item)
     again = min(cut.recomputed_layers, layers)
-    # what a layer computed again keeps is its inputs; while it is, the layers after it are done with
-    activations = kept * ((layers - again) * of_layer + again * (4 * W + item * W) + head)
+    # what a layer computed again keeps is its inputs; while it is computed, the layers after it are done with
+    activations = kept * ((layers - again) * of_layer + again * (4 * W + item * W)) + (kept - at_once) * head
     if again == layers:
-        activations += max(0, at_once * of_layer - kept * head)  # the head is done with by then
+        activations += at_once * of_layer
+    working = at_once * max(head + of_scores, working)  # one after the other, in the piece whose backward runs
     step_windows = windows_per_step * window_bases
     return Memory(
         parameters=parameters * (16 + (2 if precision == "bf16" else 0)),
         states=(num_between + 2) * state,
         window=step_windows + windows_at_once * window_bases * 5.0,
         activations=activations,
-        working=at_once * working + LIBRARIES,
+        working=working + LIBRARIES,
     )
 
 
@@ -313,7 +313,7 @@ def measure(
             module.step(batch, optimizer)
         module.read_steps()
 
-    seconds = [_second_run(function, device) for function in (forward, both, step)]
+    seconds = [_fastest(function, device) for function in (forward, both, step)]
     again = cut.recomputed_layers / len(model.pattern)
     bases = at_once * length
     return Speed(
@@ -334,17 +334,17 @@ def measure_or_none(*arguments: Any) -> Speed | None:
     return None
 
 
-def _second_run(function: Callable[[], None], device: str) -> float:
-    seconds = 0.0
-    for _ in range(2):  # the first compiles
+def _fastest(function: Callable[[], None], device: str) -> float:
+    seconds = []
+    for _ in range(3):  # the first compiles
         if device == "cuda":
             torch.cuda.synchronize()
         started = time.perf_counter()
         function()
         if device == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-    return seconds
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
 
 
 def tabled_speed(model: BackboneConfig, machine: Machine) -> Speed | None:
