@@ -474,7 +474,7 @@ def evaluate(
     Parameters
     ----------
     model
-        Run directory, or the model directory in it.
+        Run directory, the model directory in it, or human-4x64, which ships in the package.
     genome
         Genome to score; without it the one that the run was trained on.
     split

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ def _replace(path: Path, content: bytes) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+SHIPPED = ("human-4x64",)
+"""Models in the package, by name."""
+
+
+def shipped(name: str) -> Path:
+    """Give the directory of a model that ships in the package."""
+    return Path(str(resources.files("dna_mamba") / "assets" / name))
 
 
 def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, Any]]:
