@@ -195,6 +195,55 @@ def audit(
         raise StoppedError(f"{result.num_shared:,} bases are shared between parts")
 
 
+@genome_app.command
+def fetch(manifest: Path, /, *, out: Path | None = None, list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
+          json: Flag = False) -> None:  # fmt: skip
+    """Download the genomes of a manifest and pack them into stores. What was cut off goes on where it stopped.
+
+    Checksums of the manifest are checked; where it names none, the first download is recorded and later ones must equal it.
+
+    Parameters
+    ----------
+    manifest
+        YAML file, or a manifest in the package: great-apes, hyenadna-5.
+    out
+        Directory for files, stores and fetched.json; without it genomes/NAME.
+    list_
+        Say what would be fetched, and stop.
+    json
+        Print JSON.
+    """
+    from dna_mamba.pipelines import manifests as pipeline
+
+    read = pipeline.read_genome_manifest(manifest)
+    if list_:
+        for one in read.classes:
+            for assembly in one.assemblies:
+                untried = "" if assembly.tried else "  (URL not tried)"
+                print(f"{one.label}\t{assembly.name}\t{assembly.generation}\t{assembly.url or assembly.fasta}{untried}")
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
+
+        def update(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        found = pipeline.fetch(read, out or Path("genomes") / read.name, on_progress=update, say=_warn)
+    if json:
+        _print_json([{"label": f.label, "assembly": f.assembly.name, "store": str(f.store), "sha256": f.sha256,
+                      "homologues": f.homologue_of} for f in found])  # fmt: skip
+    else:
+        for f in found:
+            print(
+                f"{f.label}\t{f.assembly.name}\t{f.store}\t{len(f.homologue_of)} contigs with a known human homologue"
+            )
+
+
 @app.command
 def pretrain(
     *,

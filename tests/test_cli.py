@@ -20,6 +20,7 @@ COMMANDS = [
     ("genome", "verify"),
     ("genome", "show"),
     ("genome", "audit"),
+    ("genome", "fetch"),
     ("bench", "scan"),
     *(("bench", what) for what in ("conv", "norm", "loss", "step", "block", "train")),
     ("bench", "genome"),
@@ -130,6 +131,7 @@ MISTAKES = {
         ["pretrain", "--device", "cpu", "--set", "implementation=triton"],
         "runs on --device cuda alone",
     ),
+    "no manifest": (["genome", "fetch", "great-ape"], "did you mean"),
     "show outside": (["genome", "show", "{fasta}", "chr1:1-30000"], "reach outside chr1"),
 }
 
