@@ -1,0 +1,213 @@
+# Shapes: B windows
+"""Windows of labelled genomes: drawn evenly over classes, the same for the same seed, split by human homologue."""
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.vocabulary import BASE_BITS, STORE_C, STORE_G, STORE_N
+from dna_mamba.errors import InputError
+
+MAX_TRIES = 1000
+"""Draws of a window without N before a class is given up."""
+GC_BINS = 20
+GC_SAMPLE = 2000
+"""Windows of each class whose share of G and C sets what is accepted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledContig:
+    """A contig that windows of a class are drawn from."""
+
+    label: str
+    genome: str
+    """Name of the assembly."""
+    contig: str
+    length: int
+    homologue: str | None = None
+    """Human chromosome it descends from, verified; none is not known."""
+
+    @property
+    def human_chromosomes(self) -> frozenset[str]:
+        """Name all human chromosomes in it: gorilla chromosome 4, hsa17x5, holds parts of 17 and 5."""
+        if self.homologue is None:
+            return frozenset()
+        parts = re.split(r"x(?=\d)", self.homologue.removeprefix("chr"))
+        return frozenset(re.sub(r"(?<=\d)[aAbBpq]$", "", part) for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledSplit:
+    """Contigs of the three parts, and those that are in none."""
+
+    train: tuple[LabelledContig, ...]
+    valid: tuple[LabelledContig, ...]
+    test: tuple[LabelledContig, ...]
+    left_out: tuple[LabelledContig, ...]
+    """No homologue is known, or it holds parts of chromosomes of two parts."""
+
+
+def split_by_homologue(contigs: Sequence[LabelledContig], valid: Sequence[str], test: Sequence[str]) -> LabelledSplit:
+    """Give each contig to the part of its human homologue, so that no locus is in two parts in different species.
+
+    Args:
+        contigs: Of all classes.
+        valid: Human chromosomes for validation, such as 5 or X.
+        test: Human chromosomes for test; all others train.
+
+    Raises:
+        InputError: A chromosome stands in both, no contig has one of them, or a class has no contig in a part.
+    """
+    parts = {"valid": {name.removeprefix("chr") for name in valid}, "test": {name.removeprefix("chr") for name in test}}
+    if both := sorted(parts["valid"] & parts["test"]):
+        raise InputError(f"human chromosome {both[0]} is given for validation and for test; put it into one")
+    known = frozenset().union(*(contig.human_chromosomes for contig in contigs))
+    for name in sorted(parts["valid"] | parts["test"]):
+        if name not in known:
+            raise InputError(
+                f"no contig descends from human chromosome {name!r}; known are {', '.join(sorted(known)) or 'none'}"
+            )
+    found: dict[str, list[LabelledContig]] = {"train": [], "valid": [], "test": [], "left_out": []}
+    for contig in contigs:
+        of = {next((part for part in parts if name in parts[part]), "train") for name in contig.human_chromosomes}
+        found[of.pop() if len(of) == 1 else "left_out"].append(contig)
+    for part in ("train", *(part for part in parts if parts[part])):
+        for label in dict.fromkeys(contig.label for contig in contigs):
+            if not any(contig.label == label for contig in found[part]):
+                raise InputError(
+                    f"class {label} has no contig for {part}: none with a verified human homologue among those chromosomes; "
+                    f"add homologues to the manifest, or choose other chromosomes"
+                )
+    return LabelledSplit(**{part: tuple(some) for part, some in found.items()})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a window lies; 0-based."""
+
+    label: str
+    genome: str
+    contig: str
+    start: int
+
+
+class LabelledWindows:
+    """Windows of one length, drawn uniformly over classes, then contigs, then starts.
+
+    Window `index` of `epoch` follows from (seed, epoch, index) alone: neither workers nor earlier windows enter.
+
+    Args:
+        genomes: Stores by assembly name.
+        contigs: What may be drawn from.
+        length: Bases of a window.
+        seed: Of all draws.
+        by_length: Draw contigs by their length; otherwise all alike, as HyenaDNA does.
+        drop_n: Draw no window that holds an N.
+        match_gc: Accept windows so that every class has the same spread of G and C.
+
+    Raises:
+        InputError: A class has no contig that is long enough, or no window without N.
+    """
+
+    def __init__(
+        self,
+        genomes: Mapping[str, GenomeStore],
+        contigs: Sequence[LabelledContig],
+        length: int,
+        *,
+        seed: int,
+        by_length: bool = True,
+        drop_n: bool = True,
+        match_gc: bool = False,
+    ):
+        self.genomes, self.length, self.seed, self.drop_n = genomes, length, seed, drop_n
+        self.labels = tuple(dict.fromkeys(contig.label for contig in contigs))
+        self._contigs = {
+            label: [c for c in contigs if c.label == label and c.length >= length] for label in self.labels
+        }
+        self._shares = {}
+        for label, some in self._contigs.items():
+            if not some:
+                longest = max((c.length for c in contigs if c.label == label), default=0)
+                raise InputError(
+                    f"class {label} has no contig of {length:,} bases; its longest here has {longest:,}: take shorter windows"
+                )
+            weights = np.array([c.length - length + 1 if by_length else 1 for c in some], np.float64)
+            self._shares[label] = weights / weights.sum()
+        self._accepted: dict[str, np.ndarray] | None = None
+        if match_gc:
+            self._accepted = self._acceptance()
+
+    def place(self, epoch: int, index: int) -> Place:
+        """Give window `index` of an epoch (both from 0)."""
+        generator = np.random.default_rng([self.seed, epoch, index])
+        return self._draw(self.labels[int(generator.integers(len(self.labels)))], generator)
+
+    def places(self, number: int) -> list[Place]:
+        """Give a fixed set for evaluation: classes in turn, so that their numbers differ by at most one, none twice."""
+        found: dict[Place, None] = {}
+        for i in range(number):
+            generator = np.random.default_rng([self.seed, 2**32, i])
+            for _ in range(MAX_TRIES):
+                place = self._draw(self.labels[i % len(self.labels)], generator)
+                if place not in found:
+                    break
+            else:
+                raise InputError(f"{number:,} windows are more than {place.label} has places for; ask for fewer")
+            found[place] = None
+        return list(found)
+
+    def stored(self, place: Place) -> np.ndarray:
+        """Read a window as store bytes, upper case."""
+        return self.genomes[place.genome].stored(place.contig, place.start, place.start + self.length) & BASE_BITS
+
+    def _draw(self, label: str, generator: np.random.Generator) -> Place:
+        some, shares = self._contigs[label], self._shares[label]
+        for _ in range(MAX_TRIES):
+            contig = some[int(generator.choice(len(some), p=shares))]
+            start = int(generator.integers(contig.length - self.length + 1))
+            place = Place(label=label, genome=contig.genome, contig=contig.contig, start=start)
+            if self.drop_n:
+                ends = np.array([start + self.length])
+                if int(self.genomes[contig.genome].count_n(contig.contig, np.array([start]), ends)[0]):
+                    continue
+            if self._accepted is not None and generator.random() >= self._accepted[label][self._gc_bin(place)]:
+                continue
+            return place
+        raise InputError(
+            f"class {label}: {MAX_TRIES} draws found no window of {self.length:,} bases without N and with the share of G and "
+            f"C that is asked for; take shorter windows"
+        )
+
+    def _gc_bin(self, place: Place) -> int:
+        stored = self.stored(place)
+        known = int((stored != STORE_N).sum())
+        share = float(((stored == STORE_C) | (stored == STORE_G)).sum()) / max(1, known)
+        return min(GC_BINS - 1, int(share * GC_BINS))
+
+    def _acceptance(self) -> dict[str, np.ndarray]:
+        """Give for each class and bin the share of windows to accept: the smallest density of any class over its own."""
+        density = {}
+        for number, label in enumerate(self.labels):
+            bins = [
+                self._gc_bin(self._draw(label, np.random.default_rng([self.seed, 2**33 + number, i])))
+                for i in range(GC_SAMPLE)
+            ]
+            density[label] = np.bincount(bins, minlength=GC_BINS) / GC_SAMPLE
+        lowest = np.minimum.reduce(list(density.values()))
+        if not lowest.any():
+            raise InputError("no share of G and C is common to all classes; leave matching out")
+        return {label: np.divide(lowest, d, out=np.zeros(GC_BINS), where=d > 0) for label, d in density.items()}
+
+
+def write_places(path: Path, places: Sequence[Place], length: int) -> None:
+    """List evaluation windows: tab-separated contig, start, end (0-based, end excluded), label, assembly."""
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
+        rows.writerow(("contig", "start", "end", "label", "assembly"))
+        rows.writerows((p.contig, p.start, p.start + length, p.label, p.genome) for p in places)
