@@ -345,8 +345,7 @@ def pretrain(
     flags = {
         "data": {"genome": genome, "split": split, "valid": valid or None, "test": test or None,
                  "window_rule": window_rule, "max_n": max_n, "num_workers": num_workers},
-        "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup,
-                     "piece_bases": _piece_bases(piece_len)},
+        "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup},
         "device": device, "precision": precision, "seed": seed,
     }  # fmt: skip
     if resume and out is None:
@@ -357,7 +356,7 @@ def pretrain(
         pattern=pattern,
         preset_name=preset,
         file=config,
-        assignments=set_,
+        assignments=(*_piece_settings(piece_len), *set_),
         run=out if resume else None,
     )
     if print_config:
@@ -455,7 +454,7 @@ def plan(
     gpu_memory
         GiB of the GPU's memory, if it is not what the table or the GPU says.
     gpus
-        Share the windows of a step among so many; this version trains on one, so more of them only divide the hours.
+        Share the windows of a step among so many; this version trains on one, so this is for the hours alone.
     json
         Print JSON.
     """
@@ -481,15 +480,25 @@ def plan(
         machine = replace(machine, memory_bytes=memory, num_gpus=gpus)
     flags = {
         "data": {"genome": genome, "split": split, "valid": valid or None, "test": test or None},
-        "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup,
-                     "piece_bases": _piece_bases(piece_len)},
+        "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup},
         "device": None if machine is None else "cuda", "precision": precision,
     }  # fmt: skip
-    resolved = settings(flags, model=model, preset_name=preset, file=config, assignments=set_)
+    resolved = settings(
+        flags, model=model, preset_name=preset, file=config, assignments=(*_piece_settings(piece_len), *set_)
+    )
     update, progress = _progress_of_packing()
     with progress:
         result = pipeline.plan(resolved, update, _warn, machine)
     _print_json(reports.plan_as_dict(result)) if json else print(reports.plan_as_text(result))
+
+
+def _piece_settings(piece_len: str | None) -> tuple[str, ...]:
+    """Put --piece-len over what a file or a run says; what goes with its pieces is then chosen anew."""
+    if piece_len is None:
+        return ()
+    piece = _piece_bases(piece_len)
+    number = "null" if piece is None else str(piece)
+    return (f"training.piece_bases={number}", "training.kept_pieces=null", "training.recomputed_layers=null")
 
 
 def _piece_bases(text: str | None) -> int | None:
@@ -498,6 +507,8 @@ def _piece_bases(text: str | None) -> int | None:
         return None
     if not text.isdecimal():
         raise InputError(f"--piece-len {text!r} must be a number of bases or auto")
+    if len(text) > 12:
+        raise InputError(f"--piece-len {text} is longer than any sequence; take at most 2^40")
     return int(text)
 
 

@@ -48,10 +48,18 @@ class TrainBenchConfig:
             )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+        if not self.models or not self.lengths:
+            raise InputError("--model and --seq-len need at least one value each")
+        if not all(2 <= length <= 2**32 for length in self.lengths):
+            raise InputError(f"lengths {list(self.lengths)} must lie between 2 and 2^32")
+        if not (1 <= self.repeats <= 10**6 and 1 <= self.bases_per_step <= 2**32 and self.recomputed_layers >= 0):
+            raise InputError(
+                "repeats must lie between 1 and 10^6, bases per step between 1 and 2^32, recomputed layers not below 0"
+            )
         if self.recomputed_layers and self.piece_bases is None:
             raise InputError("recomputed layers are chosen with the piece unless a piece length is given")
-        if min(self.repeats, self.bases_per_step, *self.lengths) < 1 or min(self.lengths) < 2:
-            raise InputError("repeats and bases per step must be at least 1, lengths at least 2")
+        if self.piece_bases is not None and not 16 <= self.piece_bases <= 2**40:
+            raise InputError(f"piece length {self.piece_bases} must lie between 16 and 2^40")
 
 
 def run(config: TrainBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
@@ -84,9 +92,10 @@ def _row(
     machine = this_gpu() if device == "cuda" else None
     num_windows = max(1, config.bases_per_step // length)
     if config.piece_bases is None:
-        cut = choose_cut(model, precision, machine, length, num_windows * length)
+        cut = choose_cut(model, precision, machine, [length], num_windows * length)
     else:
-        cut = Cut(piece_bases=config.piece_bases, kept_pieces=1, recomputed_layers=config.recomputed_layers)
+        again = min(config.recomputed_layers, len(model.pattern))
+        cut = Cut(piece_bases=config.piece_bases, kept_pieces=1, recomputed_layers=again)
     torch.manual_seed(0)
     module = LanguageModel(
         DnaMamba(model).to(device).use_implementation("triton" if device == "cuda" else "cpu"),

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -159,15 +159,27 @@ def memory_of_step(model: BackboneConfig, precision: str, cut: Cut, window_bases
     step_windows = windows_per_step * window_bases
     return Memory(
         parameters=parameters * (16 + (2 if precision == "bf16" else 0)),
-        states=(num_between + 2) * state,
+        states=(num_between + 2) * state * windows_at_once,
         window=step_windows + windows_at_once * window_bases * 5.0,
         activations=activations,
         working=working + LIBRARIES,
     )
 
 
+def windows_of_step(bases_per_step: int, window_bases: int, seq_len: int) -> int:
+    """Count the windows of an optimizer step in a stage of a run up to `seq_len`."""
+    return max(1, max(bases_per_step, seq_len) // window_bases)
+
+
 def choose_cut(
-    model: BackboneConfig, precision: str, machine: Machine | None, seq_len: int, bases_per_step: int
+    model: BackboneConfig,
+    precision: str,
+    machine: Machine | None,
+    lengths: Sequence[int],
+    bases_per_step: int,
+    *,
+    kept_pieces: int | None = None,
+    recomputed_layers: int | None = None,
 ) -> Cut:
     """Choose pieces from the memory of a GPU, so that as little as possible is computed twice.
 
@@ -175,47 +187,111 @@ def choose_cut(
         model: Sizes.
         precision: fp32 or bf16.
         machine: The GPU; none is a CPU.
-        seq_len: Longest window.
-        bases_per_step: Of an optimizer step.
+        lengths: Window lengths of all stages, the longest last.
+        bases_per_step: Of an optimizer step, as asked for.
+        kept_pieces: Wanted, if not to be chosen.
+        recomputed_layers: Wanted, if not to be chosen.
 
     Raises:
-        InputError: Not even the shortest piece fits.
+        InputError: A stage fits in no cut; the first is named, and what would fit.
     """
     if machine is None:
-        return Cut(piece_bases=PIECE_ON_CPU, kept_pieces=1)
-
+        return Cut(piece_bases=PIECE_ON_CPU, kept_pieces=kept_pieces or 1, recomputed_layers=recomputed_layers or 0)
+    wanted = {"kept_pieces": kept_pieces, "recomputed_layers": recomputed_layers}
+    cut = _best_cut(model, precision, machine, lengths, bases_per_step, **wanted)
+    if cut is not None:
+        return cut
+    failing = next(
+        (
+            L
+            for L in lengths
+            if _best_cut(model, precision, machine, [L], max(bases_per_step, lengths[-1]), **wanted) is None
+        ),
+        lengths[-1],
+    )
     layers = len(model.pattern)
+    windows = windows_of_step(bases_per_step, failing, lengths[-1])
+    least = min(
+        (
+            memory_of_step(
+                model, precision, Cut(piece_bases=piece, kept_pieces=1, recomputed_layers=layers), failing, windows
+            )
+            for piece in _pieces(max(bases_per_step, lengths[-1]))
+        ),
+        key=lambda memory: memory.total,
+    )
 
-    def fits(cut: Cut, window: int = seq_len) -> bool:
-        windows = max(1, bases_per_step // window)
-        return memory_of_step(model, precision, cut, window, windows).total <= machine.budget
+    def fits(depth: int) -> bool:
+        smaller = replace(model, pattern=model.pattern[:depth])
+        return _best_cut(smaller, precision, machine, lengths, bases_per_step) is not None
+
+    depth = _most(fits, 1, layers - 1)
+    smaller = f"{depth}x{model.width} would fit" if depth else "no depth of this width fits"
+    raise InputError(
+        f"a {model.size} model does not fit: the stage of {failing:,} bases takes at least {least.total / 2**30:.1f} GiB "
+        f"(parameters, gradients and moments {least.parameters / 2**30:.1f}, states of pieces {least.states / 2**30:.1f}), "
+        f"and {machine.budget / 2**30:.1f} GiB are free for it on {machine.name}; {smaller}"
+    )
+
+
+def _pieces(longest: int) -> list[int]:
+    """Give the pieces that are tried, longest first: powers of two, so that windows of all lengths fill them."""
+    pieces = [1 << max(longest - 1, 1).bit_length()]
+    while pieces[-1] > SHORTEST_PIECE:
+        pieces.append(pieces[-1] // 2)
+    return pieces
+
+
+def _best_cut(
+    model: BackboneConfig,
+    precision: str,
+    machine: Machine,
+    lengths: Sequence[int],
+    bases_per_step: int,
+    *,
+    kept_pieces: int | None = None,
+    recomputed_layers: int | None = None,
+) -> Cut | None:
+    """Give the fastest cut with which every stage fits, or none."""
+    layers, longest = len(model.pattern), lengths[-1]
+
+    def fits(cut: Cut) -> bool:
+        return all(
+            memory_of_step(model, precision, cut, L, windows_of_step(bases_per_step, L, longest)).total
+            <= machine.budget
+            for L in lengths
+        )
 
     best: tuple[float, Cut] | None = None
-    piece = (
-        1 << (max(bases_per_step, seq_len) - 1).bit_length()
-    )  # powers of two, so that windows of all lengths fill it
-    while piece >= SHORTEST_PIECE:
-        plain = Cut(piece_bases=piece, kept_pieces=1)
-        kept = _most(lambda k, cut=plain: fits(replace(cut, kept_pieces=k)), 1, -(-seq_len // piece))  # type: ignore[misc]
-        cut = replace(plain, kept_pieces=max(1, kept))
-        if kept == 0:
-            normal = _most(lambda n, cut=plain: fits(replace(cut, recomputed_layers=layers - n)), 0, layers)  # type: ignore[misc]
-            cut = replace(plain, recomputed_layers=layers - max(0, normal))
-        if fits(cut) and fits(cut, min(seq_len, 1024)):
-            seconds = _seconds_to_compare(model, machine, seq_len, bases_per_step, cut)
+    for piece in _pieces(max(bases_per_step, longest)):
+        plain = Cut(piece_bases=piece, kept_pieces=kept_pieces or 1, recomputed_layers=recomputed_layers or 0)
+        cut = plain
+        if kept_pieces is None:
+            kept = _most(lambda k, c=plain: fits(replace(c, kept_pieces=k)), 1, -(-longest // piece))  # type: ignore[misc]
+            cut = replace(plain, kept_pieces=max(1, kept))
+        if recomputed_layers is None and not fits(cut):
+            normal = _most(lambda n, c=cut: fits(replace(c, recomputed_layers=layers - n)), 0, layers)  # type: ignore[misc]
+            cut = replace(cut, recomputed_layers=layers - max(0, normal))
+        if fits(cut):
+            seconds = _seconds_to_compare(model, machine, longest, bases_per_step, cut)
             if best is None or seconds < best[0]:
                 best = seconds, cut
-        piece //= 2
-    if best is not None:
-        return best[1]
-    smallest = memory_of_step(
-        model, precision, Cut(piece_bases=SHORTEST_PIECE, kept_pieces=1, recomputed_layers=layers), seq_len, 1
-    )
-    raise InputError(
-        f"a {model.size} model does not fit: parameters, gradients and moments take {smallest.parameters / 2**30:.1f} GiB, a "
-        f"piece of {SHORTEST_PIECE:,} bases {(smallest.total - smallest.parameters) / 2**30:.1f} GiB, and "
-        f"{machine.budget / 2**30:.1f} GiB are free for them on {machine.name}{_what_would_fit(model, precision, machine)}"
-    )
+    return None if best is None else best[1]
+
+
+def longest_piece_that_fits(
+    model: BackboneConfig, precision: str, machine: Machine, lengths: Sequence[int], bases_per_step: int, cut: Cut
+) -> int | None:
+    """Give the longest piece below that of the cut with which every stage fits, pieces kept being 1; none if none does."""
+    for piece in _pieces(max(bases_per_step, lengths[-1])):
+        smaller = replace(cut, piece_bases=piece, kept_pieces=1)
+        if piece < cut.piece_bases and all(
+            memory_of_step(model, precision, smaller, L, windows_of_step(bases_per_step, L, lengths[-1])).total
+            <= machine.budget
+            for L in lengths
+        ):
+            return piece
+    return None
 
 
 def _most(test: Callable[[int], bool], low: int, high: int) -> int:
@@ -239,16 +315,6 @@ def _seconds_to_compare(model: BackboneConfig, machine: Machine, seq_len: int, b
     again = max(0, num_pieces - cut.kept_pieces) + num_pieces * cut.recomputed_layers / layers
     micro_batches = -(-num_windows * seq_len // (bases * num_pieces))
     return micro_batches * (num_pieces * (forward + backward) + again * forward)
-
-
-def _what_would_fit(model: BackboneConfig, precision: str, machine: Machine) -> str:
-    """Name the deepest model of the same width that fits."""
-    for layers in range(len(model.pattern) - 1, 0, -1):
-        smaller = replace(model, pattern=model.pattern[:layers])
-        cut = Cut(piece_bases=SHORTEST_PIECE, kept_pieces=1, recomputed_layers=layers)
-        if memory_of_step(smaller, precision, cut, SHORTEST_PIECE, 1).total <= machine.budget:
-            return f"; {smaller.size} would fit"
-    return "; no depth of this width fits"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -290,7 +356,7 @@ def measure(
         network, OptimizerConfig(), policy, num_steps=100, stage_lengths=[length], contig_names=["random"],
         piece_bases=max(cut.piece_bases, length),
     )  # fmt: skip
-    module.capture = at_once == windows  # as where the step is one micro-batch
+    module.capture = at_once == windows and window_bases <= cut.piece_bases  # where the step is one micro-batch
     optimizer = module.configure_optimizers()
     stored = np.random.default_rng(0).integers(0, 4, (at_once, length), dtype=np.uint8)
     places_B3 = torch.zeros(at_once, 3, dtype=torch.long)

@@ -38,11 +38,11 @@ from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines import run_directory
 from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
 from dna_mamba.pipelines.planning import (
-    PIECE_ON_CPU,
     Cut,
     Machine,
     Memory,
     choose_cut,
+    longest_piece_that_fits,
     measure_or_none,
     memory_of_step,
     num_parameters,
@@ -52,7 +52,7 @@ from dna_mamba.pipelines.planning import (
 )
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import RunRecorder, newest_intact, set_aside
-from dna_mamba.training.language_model import SHORTEST_PIECE, Counters, LanguageModel
+from dna_mamba.training.language_model import Counters, LanguageModel
 from dna_mamba.training.metrics import RegionScores, Score, limit_bases, score_regions
 from dna_mamba.training.optimizer import OptimizerConfig
 
@@ -118,8 +118,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= 2**50:
                 raise InputError(f"training: {name} {value} must lie between 1 and 2^50")
-        if self.keep_checkpoints < 2 or (self.piece_bases or 16) < 16:
-            raise InputError("training: keep_checkpoints must be at least 2 and piece_bases at least 16")
+        if self.keep_checkpoints < 2:
+            raise InputError("training: keep_checkpoints must be at least 2")
+        if self.piece_bases is not None and not 16 <= self.piece_bases <= 2**40:
+            raise InputError(f"training: piece_bases {self.piece_bases} must lie between 16 and 2^40")
         if self.kept_pieces is not None and not 1 <= self.kept_pieces <= 2**40:
             raise InputError(f"training: kept_pieces {self.kept_pieces} must be at least 1")
         if self.recomputed_layers is not None and not 0 <= self.recomputed_layers <= 2**40:
@@ -236,7 +238,8 @@ class Plan:
         """Of the training of each stage."""
         num_gpus = 1 if self.machine is None else self.machine.num_gpus
         return tuple(
-            stage.num_steps * windows * stage.window_bases / rate / 3600 / num_gpus
+            # the busiest GPU decides: a window is not shared among several
+            stage.num_steps * -(-windows // num_gpus) * stage.window_bases / rate / 3600
             for stage, windows, rate in zip(self.stages, self.windows_per_step, self.bases_per_second, strict=True)
         )
 
@@ -349,23 +352,33 @@ def resolve(config: PretrainConfig, machine: Machine | None = None) -> PretrainC
         precision = "bf16" if device == "cuda" else "fp32"
     implementation = _implementation(config, device, machine)
     training = config.training
-    given = (training.piece_bases, training.kept_pieces, training.recomputed_layers)
-    if None in given:
-        if given == (None, None, None):
-            machine = machine or (this_gpu() if device == "cuda" and torch.cuda.is_available() else None)
-            cut = choose_cut(config.model, precision, machine, training.seq_len, training.real_bases_per_step)
-        else:
-            cut = Cut(
-                piece_bases=training.piece_bases or PIECE_ON_CPU,
-                kept_pieces=training.kept_pieces or 1,
-                recomputed_layers=training.recomputed_layers or 0,
-            )
-        training = replace(training, **asdict(cut))
+    if device == "cuda" and machine is None:
+        machine = this_gpu()
+    training = replace(training, **asdict(_choose_cut(config, precision, machine)))
     data = config.data
     genome = data.genome if data.genome == DEMO else str(Path(data.genome).absolute())  # a run is resumed from anywhere
     data = replace(data, genome=genome, split=None if data.split is None else str(Path(data.split).absolute()))
     return replace(
         config, data=data, training=training, device=device, precision=precision, implementation=implementation
+    )
+
+
+def _choose_cut(config: PretrainConfig, precision: str, machine: Machine | None) -> Cut:
+    """Fill in what the configuration leaves open."""
+    training, layers = config.training, len(config.model.pattern)
+    again = None if training.recomputed_layers is None else min(training.recomputed_layers, layers)
+    if training.piece_bases is not None:
+        return Cut(
+            piece_bases=training.piece_bases, kept_pieces=training.kept_pieces or 1, recomputed_layers=again or 0
+        )
+    return choose_cut(
+        config.model,
+        precision,
+        machine,
+        lengths(training.length_warmup, training.seq_len),
+        training.bases_per_step,
+        kept_pieces=training.kept_pieces,
+        recomputed_layers=again,
     )
 
 
@@ -410,7 +423,7 @@ def _plan(
         machine = this_gpu()
     memory: tuple[Memory, ...] = ()
     cut = _cut_of(training)
-    if machine is not None:
+    if machine is not None and config.implementation == "triton":  # nothing else keeps so little
         memory = tuple(
             memory_of_step(config.model, config.precision, cut, stage.window_bases, windows_)
             for stage, windows_ in zip(stages, windows_per_step, strict=True)
@@ -443,19 +456,17 @@ def _cut_of(training: TrainingConfig) -> Cut:
 
 
 def _check_memory(config: PretrainConfig, machine: Machine, stages: Sequence[Stage], memory: Sequence[Memory]) -> None:
-    if config.implementation != "triton":  # nothing else keeps so little
-        return
     for stage, parts in zip(stages, memory, strict=True):
         if parts.total <= machine.budget:
             continue
-        fixed = parts.parameters + parts.states + parts.window
-        fits = int((machine.budget - fixed) / (parts.total - fixed) * (config.training.piece_bases or 0))
-        advice = "leave --piece-len out"
-        if fits >= SHORTEST_PIECE:
-            advice = f"--piece-len {1 << (fits.bit_length() - 1)} would fit, or leave it out"
+        cut, training = _cut_of(config.training), config.training
+        piece = longest_piece_that_fits(
+            config.model, config.precision, machine, [s.window_bases for s in stages], training.bases_per_step, cut
+        )
+        advice = "" if piece is None else f"--piece-len {piece} would fit, and "
         raise InputError(
             f"the stage of {stage.window_bases:,} bases needs {parts.total / 2**30:.1f} GiB and {machine.budget / 2**30:.1f} "
-            f"GiB are free for it on {machine.name}: {advice}"
+            f"GiB are free for it on {machine.name}: {advice}--piece-len auto chooses what does"
         )
 
 
@@ -471,7 +482,8 @@ def _speeds(
             found.append(found[-1])
             continue
         if machine is not None and not machine.present:
-            speed = tabled_speed(config.model, machine) if config.precision == "bf16" else None
+            usual = config.precision == "bf16" and config.implementation == "triton"
+            speed = tabled_speed(config.model, machine) if usual else None
         else:
             speed = measure_or_none(
                 config.model,
@@ -509,6 +521,8 @@ def plan(
         InputError: Something in the configuration or the data is at fault, or a stage does not fit in memory.
     """
     config = resolve(config, machine)
+    if machine is not None and config.device != "cuda":
+        raise InputError(f"a plan for {machine.name} is one for a GPU; leave device {config.device!r} out")
     genome = load_genome(config.data.genome, on_progress, warn)
     result, steps = _plan(config, genome, load_split(genome, config.data), machine)
     steps[0]  # one real batch
@@ -546,14 +560,19 @@ def _resume(out: Path, resume_from: Path | None) -> checkpoint.Checkpoint | None
 def _identity(config: PretrainConfig, genome: GenomeStore, split: Split) -> dict[str, str]:
     """Give hashes of all that a checkpoint must have in common with the run that goes on from it."""
     values = asdict(config)
+    before = asdict(config)
     for section, key in MAY_DIFFER_ON_RESUME:
         del values[section][key]
+        if key != "piece_bases":
+            del before[section][key]
 
     def sha256(content: Any) -> str:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     return {
         "config_sha256": sha256(values),
+        # of checkpoints from before pieces might differ
+        "config_sha256_with_pieces": sha256(before),
         "genome_sha256": genome.manifest.bases_sha256,
         "split_sha256": sha256(run_directory.describe_split(split)),
     }
@@ -635,12 +654,17 @@ def _run_locked(
             ("split_sha256", f"the split {config.data.split or ''} has other intervals"),
             ("config_sha256", "the checkpoint was written with another configuration"),
         ):
-            if saved is not None and saved.counters.get(name) != identity[name]:
+            known = {identity[name], identity[f"{name}_with_pieces"] if name == "config_sha256" else identity[name]}
+            if saved is not None and saved.counters.get(name) not in known:
                 raise InputError(f"--resume: {what} than when the run in {out} was started; put back what it was")
     if on_plan:
         on_plan(the_plan)
-    if not (out / "config.yaml").exists() or not resume:
+    if not (out / "config.yaml").exists() or not resume or config_of_run(out) != config:
         run_directory.write_text(out / "config.yaml", dump_yaml(config))
+
+    def keep_smaller(piece_bases: int, kept_pieces: int) -> None:
+        smaller = replace(config.training, piece_bases=piece_bases, kept_pieces=kept_pieces)
+        run_directory.write_text(out / "config.yaml", dump_yaml(replace(config, training=smaller)))
 
     torch.manual_seed(config.seed)
     model = DnaMamba(config.model).use_implementation(config.implementation)
@@ -667,6 +691,7 @@ def _run_locked(
         kept_pieces=the_plan.cut.kept_pieces,
         counters=counters,
         say=warn,
+        on_smaller=keep_smaller,
     )
     model.backbone.recomputed_layers = the_plan.cut.recomputed_layers
     valid = limit_bases(split.valid, config.evaluation.valid_bases)

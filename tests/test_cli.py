@@ -122,7 +122,16 @@ MISTAKES = {
     "plan for no GPU": (["plan", "--gpus", "2"], "add --gpu H100"),
     "plan for none": (["plan", "--gpu", "H200", "--gpus", "0"], "must be positive"),
     "piece": (["pretrain", "--piece-len", "1k"], "--piece-len '1k' must be a number of bases or auto"),
-    "short piece": (["pretrain", "--piece-len", "3"], "piece_bases at least 16"),
+    "short piece": (["pretrain", "--piece-len", "3"], "piece_bases 3 must lie between 16"),
+    "no piece": (["pretrain", "--piece-len", "0"], "piece_bases 0 must lie between 16"),
+    "endless piece": (["pretrain", "--piece-len", "9" * 23], "is longer than any sequence"),
+    "bench no piece": (["bench", "train", "--device", "cpu", "--piece-len", "0"], "must lie between 16"),
+    "bench layers": (
+        ["bench", "train", "--piece-len", "64", "--recomputed-layers=-3"],
+        "recomputed layers not below 0",
+    ),
+    "bench step": (["bench", "train", "--bases-per-step", "9" * 20], "bases per step between 1 and"),
+    "plan for a CPU": (["plan", "--gpu", "H200", "--set", "device=cpu"], "leave device 'cpu' out"),
     "implementation": (
         ["pretrain", "--device", "cpu", "--set", "implementation=tritn"],
         "implementation 'tritn' is unknown",

@@ -1,5 +1,6 @@
 """What a run writes and shows while it trains: metrics, validation, checkpoints, signals, a progress bar."""
 
+import contextlib
 import csv
 import resource
 import signal
@@ -153,11 +154,12 @@ class RunRecorder(L.Callback):
         done = counters.step == pl_module.num_steps
         improved = False
         validate = done or counters.step % self.validate_every_steps == 0
-        due = done or counters.step % self.checkpoint_every_steps == 0 or self.received is not None
+        due = done or counters.step % self.checkpoint_every_steps == 0
         # what is not needed at once is read while the GPU works on the next step
         wait = validate or due or pl_module.device.type == "cpu"
         read = pl_module.read_steps(leave=0 if wait else 1)
         if validate:
+            pl_module.make_room()
             bits = self.validate(pl_module).bits_per_base
             valid = f"{bits:.17g}"
             _log(trainer, {"valid/bits_per_base": bits}, counters.step)
@@ -165,15 +167,22 @@ class RunRecorder(L.Callback):
                 counters.best_valid_bits, counters.best_step = bits, counters.step
                 self.save_best(pl_module)
                 improved = True
+        stop = self.received is not None  # also a signal that came meanwhile
+        if stop:
+            try:
+                read += pl_module.read_steps()
+            except NotFiniteError as error:
+                error.read[:0] = read
+                raise
         for metrics in read:
             self._write(trainer, metrics, valid if metrics.step == counters.step else "")
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             for file in self._files:
                 file.flush()
             self._flushed = time.monotonic()
-        if (due or improved) and all(bool(p.isfinite().all()) for p in pl_module.model.parameters()):
+        if (due or improved or stop) and all(bool(p.isfinite().all()) for p in pl_module.model.parameters()):
             self.save(trainer, pl_module)  # weights that are not finite never take the place of good ones
-        if self.received is not None:
+        if stop:
             trainer.should_stop = True
 
     def _write(self, trainer: L.Trainer, metrics: StepMetrics, valid: str) -> None:
@@ -192,6 +201,7 @@ class RunRecorder(L.Callback):
         if metrics.step % LOG_EVERY_STEPS == 0:
             names = ("train_loss", "gradient_norm", "learning_rate", "window_bases")
             values = {f"train/{name}": float(getattr(metrics, name)) for name in names}
+            values[f"train_loss_by_window/{metrics.window_bases}"] = metrics.train_loss
             _log(trainer, values | {"speed/bases_per_second": rate, "speed/peak_memory_gib": memory}, metrics.step)
 
     def save(self, trainer: L.Trainer, module: LanguageModel) -> Path:
@@ -214,13 +224,19 @@ class RunRecorder(L.Callback):
         return path
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close metrics.csv and give the signals back."""
+        """Close metrics.csv and give the signals and the memory of a captured step back."""
+        assert isinstance(pl_module, LanguageModel)
+        pl_module._captured = None
         self.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the rows of the steps that stopped the run, then close."""
-        if isinstance(exception, NotFiniteError):
-            for metrics in exception.read:
+        read = list(exception.read) if isinstance(exception, NotFiniteError) else []
+        with contextlib.suppress(Exception):  # after a fault of the GPU nothing can be read
+            assert isinstance(pl_module, LanguageModel)
+            read += pl_module.read_steps()
+        if self._files:
+            for metrics in read:
                 self._write(trainer, metrics, "")
         self.close()
 
@@ -228,6 +244,7 @@ class RunRecorder(L.Callback):
         """Close metrics.csv and give the signals back; may be called twice."""
         for file in self._files:
             file.close()
+        self._files = []
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -283,6 +300,7 @@ class ProgressBar(L.Callback):
         )
         self.console = console
         self._smoothed: float | None = None
+        self._window = 0
         self._printed = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -304,13 +322,15 @@ class ProgressBar(L.Callback):
         last = pl_module.last
         if last is None or last.step == self._shown:  # the numbers of a step on a GPU come one step later
             return
-        self._shown = last.step
+        since, self._shown = last.step - self._shown, last.step
         bits = last.train_loss / 0.6931471805599453
+        if last.window_bases != self._window:  # the loss is shown by stage
+            self._window, self._smoothed = last.window_bases, None
         self._smoothed = bits if self._smoothed is None else 0.95 * self._smoothed + 0.05 * bits
         if self._started is None:
             self._started = time.monotonic()  # the first step compiles
         else:
-            self._bases += last.bases
+            self._bases += last.bases * since
         rate = self._bases / max(time.monotonic() - self._started, 1e-9)
         words = (
             f"{self._smoothed:.3f} bits/base  {rate:,.0f} bases/s  rate {last.learning_rate:.1e}  "

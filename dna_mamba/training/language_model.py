@@ -40,9 +40,6 @@ class Counters:
     skipped_in_a_row: int = 0
     best_valid_bits: float = math.inf
     best_step: int | None = None
-    piece_bases: int | None = None
-    """Of this run after memory ran out; none while those of the configuration hold."""
-    kept_pieces: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +106,7 @@ class LanguageModel(L.LightningModule):
         kept_pieces: int = 1,
         counters: Counters | None = None,
         say: Callable[[str], None] | None = None,
+        on_smaller: Callable[[int, int], None] | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -120,8 +118,9 @@ class LanguageModel(L.LightningModule):
         self.contig_names = list(contig_names)
         empty = [[0] * len(self.contig_names) for _ in self.stage_lengths]
         self.counters = counters or Counters(bases_seen=empty)
-        self.piece_bases = self.counters.piece_bases or piece_bases
-        self.kept_pieces = self.counters.kept_pieces or kept_pieces
+        self.piece_bases = piece_bases
+        self.kept_pieces = kept_pieces
+        self.on_smaller = on_smaller or (lambda piece_bases, kept_pieces: None)
         self.say = say or (lambda words: None)
         self.last: StepMetrics | None = None
         """The newest that was read."""
@@ -213,7 +212,7 @@ class LanguageModel(L.LightningModule):
                         f"bases, the smallest tried; take a smaller model or another GPU"
                     ) from error
                 self.piece_bases, self.kept_pieces = smaller
-                self.counters.piece_bases, self.counters.kept_pieces = smaller
+                self.on_smaller(*smaller)
             optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             self.say(
@@ -234,6 +233,7 @@ class LanguageModel(L.LightningModule):
         in_one_go = len(stored_BT) <= windows_at_once and stored_BT.shape[1] <= self.piece_bases
         if stored_BT.is_cuda and self.capture and in_one_go and stored_BT.numel() <= MAX_BASES:
             return self._accumulate_captured(batch)
+        self._captured = None  # its memory is that of a whole step
         loss = torch.zeros((), device=stored_BT.device)
         for some_BT in stored_BT.split(windows_at_once):
             tokens_BT, weights_BT = tokens_and_weights(some_BT, self.policy)
@@ -252,8 +252,18 @@ class LanguageModel(L.LightningModule):
         captured = self._captured
         if captured is None or captured.tokens_BT.shape != tokens_BT.shape:
             self._captured = None  # its memory goes before the next is captured
-            captured = self._captured = CapturedGradients(self.model, tokens_BT, weights_BT)
+            try:
+                captured = self._captured = CapturedGradients(self.model, tokens_BT, weights_BT)
+            except RuntimeError as error:
+                if isinstance(error.__context__, torch.cuda.OutOfMemoryError):  # ending the capture failed as well
+                    raise error.__context__ from error
+                raise
         return captured(tokens_BT, weights_BT, max(batch.sum_of_weights, 1e-9))
+
+    def make_room(self) -> None:
+        """Give back the memory of a large captured step; the next step captures anew."""
+        if self._captured is not None and self._captured.tokens_BT.numel() > MAX_BASES // 4:
+            self._captured = None
 
     def _name(self, places_B3: Tensor, length: int) -> str:
         named = [

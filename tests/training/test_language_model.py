@@ -101,7 +101,8 @@ def test_memory_that_runs_out_cuts_the_step_smaller_and_changes_no_number(monkey
     monkeypatch.setattr("dna_mamba.training.language_model.SHORTEST_PIECE", 16)
     roomy, tight = make_module(40), make_module(4096)
     said = []
-    tight.say = said.append
+    kept = []
+    tight.say, tight.on_smaller = said.append, lambda *cut: kept.append(cut)
     computed = []
     original = tight.model.forward
 
@@ -118,7 +119,7 @@ def test_memory_that_runs_out_cuts_the_step_smaller_and_changes_no_number(monkey
             module.step(batch_of(stored(seed)), optimizer)
         module.read_steps()
     assert len(said) == 6 and "step 1 ran out of memory" in said[0]  # 2,048 to 64: one window at a time
-    assert max(computed[-6:]) <= 100 and tight.counters.piece_bases == tight.piece_bases
+    assert max(computed[-6:]) <= 100 and kept[-1] == (64, 1)
     for one, two in zip(roomy.model.parameters(), tight.model.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
@@ -221,3 +222,77 @@ def test_three_in_a_row_stop_the_run_with_step_windows_and_checkpoint(toy_fasta,
 def test_help_of_the_module_is_quiet(toy_fasta, tmp_path):
     done = dna_mamba("pretrain", "--genome", toy_fasta, "--dry-run", "--seq-len", 256)
     assert done.returncode == 0 and "12x128" in done.stdout and not (tmp_path / "runs").exists()
+
+
+def test_a_signal_during_validation_still_saves(toy_fasta, tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    from tests.conftest import ROOT
+
+    code = """
+import os, signal, sys
+from dna_mamba.pipelines import pretrain
+from dna_mamba.training.metrics import Score
+original, calls = pretrain.score_regions, []
+def score(*arguments, **options):
+    calls.append(1)
+    found = original(*arguments, **options)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+        object.__setattr__(found, "total", Score(num_bases=1, nats=99.0))  # no improvement
+    return found
+pretrain.score_regions = score
+from dna_mamba.cli import main
+main()
+"""
+    arguments = [
+        "pretrain",
+        "--genome",
+        str(toy_fasta),
+        "--model",
+        "1x16",
+        "--seq-len",
+        "64",
+        "--steps",
+        "60",
+        "--out",
+        "run",
+    ]
+    arguments += [
+        "--set",
+        "training.bases_per_step=64",
+        "training.validate_every_steps=20",
+        "training.checkpoint_every_steps=50",
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=200, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 143 and "after step 40" in done.stderr, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step-00000040").is_dir()
+
+
+def test_a_captured_step_is_let_go_when_steps_are_launched_again():
+    module = make_module()
+    module._captured = object()
+    module._accumulate(batch_of(stored()))
+    assert module._captured is None
+
+
+def test_checkpoints_from_before_pieces_could_differ_are_known(toy_fasta, tmp_path):
+    import hashlib
+    import json
+    from dataclasses import asdict
+
+    from dna_mamba.pipelines import pretrain
+
+    config = pretrain.resolve(pretrain.PretrainConfig(device="cpu"))
+    genome = pretrain.load_genome(str(toy_fasta))
+    old = asdict(config)
+    for section, key in (("data", "num_workers"), ("training", "checkpoint_every_steps"), ("training", "keep_checkpoints"),
+                         ("training", "kept_pieces"), ("training", "recomputed_layers")):  # fmt: skip
+        del old[section][key]
+    assert old["training"]["piece_bases"] == 16_384
+    expected = hashlib.sha256(json.dumps(old, sort_keys=True, default=str).encode()).hexdigest()
+    found = pretrain._identity(config, genome, pretrain.load_split(genome, config.data))
+    assert found["config_sha256_with_pieces"] == expected != found["config_sha256"]
