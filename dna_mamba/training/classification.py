@@ -1,0 +1,91 @@
+# Shapes: B sequences, T positions, D model width, K classes, P pieces
+"""Loss and gradients of a sequence classifier in pieces, exactly, with memory that does not grow with the length.
+
+The sequence is read forward in pieces, keeping the state that enters each and what each adds to the vector of the sequence.
+From these the loss, and its gradient with respect to what each piece added; then every piece is computed again, from the
+last to the first, and receives that gradient and the one of the state it handed on.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dna_mamba.model.backbone import ModelState
+from dna_mamba.model.classifier import SequenceClassifier
+
+
+def _bounds(length: int, piece_bases: int) -> list[tuple[int, int]]:
+    return [(start, min(start + piece_bases, length)) for start in range(0, length, piece_bases)]
+
+
+@torch.no_grad()
+def scores_in_pieces(model: SequenceClassifier, tokens_BT: Tensor, piece_bases: int) -> Tensor:
+    """Score sequences of any length in memory for one piece; the same as `model(tokens_BT)` up to rounding."""
+    parts, state = [], None
+    for start, end in _bounds(tokens_BT.shape[1], piece_bases):
+        part_BD, state = model.part(tokens_BT[:, start:end], state)
+        parts.append(part_BD)
+    return model.scores(model.combine(torch.stack(parts), tokens_BT.shape[1]))
+
+
+def backward_of_classes(
+    model: SequenceClassifier, tokens_BT: Tensor, targets_B: Tensor, *, divisor: float, piece_bases: int
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of (sum of cross-entropies) / divisor to the parameters that want them.
+
+    Args:
+        model: The classifier; with a frozen backbone (no parameter of it wants a gradient) pieces are computed once.
+        tokens_BT: Token ids.
+        targets_B: Class of each sequence.
+        divisor: Usually the sequences of the whole optimizer step.
+        piece_bases: Positions computed at once; gradients do not depend on it (up to rounding).
+
+    Returns:
+        That loss, detached, and scores_BK.
+    """
+    T = tokens_BT.shape[1]
+    bounds = _bounds(T, piece_bases)
+    trains_backbone = any(parameter.requires_grad for parameter in model.backbone.parameters())
+
+    def loss_of(parts_PBD: Tensor) -> tuple[Tensor, Tensor]:
+        scores_BK = model.scores(model.combine(parts_PBD, T))
+        return F.cross_entropy(scores_BK, targets_B, reduction="sum") / divisor, scores_BK
+
+    if len(bounds) == 1 and trains_backbone:
+        part_BD, _ = model.part(tokens_BT)
+        loss, scores_BK = loss_of(part_BD[None])
+        loss.backward()
+        return loss.detach(), scores_BK.detach()
+    entering: list[Sequence | None] = []
+    parts: list[Tensor] = []
+    state: ModelState | None = None
+    with torch.no_grad():
+        for start, end in bounds:
+            entering.append(state)
+            part_BD, state = model.part(tokens_BT[:, start:end], state)
+            parts.append(part_BD)
+    parts_PBD = torch.stack(parts).requires_grad_(trains_backbone)
+    loss, scores_BK = loss_of(parts_PBD)
+    loss.backward()
+    if not trains_backbone:
+        return loss.detach(), scores_BK.detach()
+    wanted_PBD = parts_PBD.grad
+    assert wanted_PBD is not None
+    leaving_gradients: list[Tensor] | None = None
+    for number in reversed(range(len(bounds))):
+        start, end = bounds[number]
+        before, inputs = entering.pop(), None
+        if before is not None:
+            inputs = [type(layer)(*(x.detach().requires_grad_() for x in layer)) for layer in before]
+        part_BD, leaving = model.part(tokens_BT[:, start:end], inputs)
+        outputs, gradients = [part_BD], [wanted_PBD[number].to(part_BD.dtype)]
+        if leaving_gradients is not None:
+            outputs += [x for layer in leaving for x in layer]
+            gradients += leaving_gradients
+        torch.autograd.backward(outputs, gradients)
+        if inputs is not None:
+            leaving_gradients = [x.grad for layer in inputs for x in layer]
+        del part_BD, leaving, outputs, gradients  # before the piece before it is computed, not after
+    return loss.detach(), scores_BK.detach()
