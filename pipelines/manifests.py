@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-import pooch
-
-from dna_mamba.data.build import build, write_synced
+from dna_mamba.data.build import build
 from dna_mamba.data.download import MAX_BYTES, check_url, download
-from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.genome import GenomeStore, file_sha256
 from dna_mamba.errors import InputError, nearest
+from dna_mamba.pipelines import run_directory
 from dna_mamba.pipelines.config_files import load_yaml, read_config
 
 SHIPPED = ("great-apes", "hyenadna-5")
@@ -208,10 +207,7 @@ def fetch(
     for one in manifest.classes:
         for assembly in one.assemblies:
             done.append(_fetch_one(one.label, assembly, folder, record, on_progress, say, pause))
-            write_record = json.dumps(record, indent=1, sort_keys=True).encode()
-            unfinished = folder / f".{RECORD}.writing"
-            write_synced(unfinished, write_record)
-            unfinished.replace(folder / RECORD)
+            run_directory.write_json(folder / RECORD, record)
     return done
 
 
@@ -245,7 +241,7 @@ def _fetch_one(
     recorded_now = False
     if assembly.fasta is not None:
         file = Path(assembly.fasta)
-        sha256 = pooch.file_hash(str(file))
+        sha256 = file_sha256(file)
     else:
         assert assembly.url is not None
         if not assembly.tried:

@@ -11,6 +11,7 @@ import pooch
 import requests
 from urllib3.exceptions import HTTPError
 
+from dna_mamba.data.genome import file_sha256
 from dna_mamba.errors import InputError
 
 pooch.get_logger().setLevel("ERROR")  # it tells of every download
@@ -140,7 +141,7 @@ def download(
     check_url(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and sha256 is None:
-        return pooch.file_hash(str(path))
+        return file_sha256(path)
     part = path.with_name(f"{path.name}.part")
     try:
         pooch.retrieve(
@@ -159,4 +160,4 @@ def download(
         ) from error
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    return pooch.file_hash(str(path))
+    return file_sha256(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dna_mamba.data.vocabulary import STORE_A, STORE_C, STORE_G, STORE_N, STORE_T
+from dna_mamba.data.vocabulary import STORE_A, STORE_C, STORE_G, STORE_N, STORE_T, reverse_complement_store
 
 TRANSITION = np.array([STORE_G, STORE_T, STORE_A, STORE_C, STORE_N], np.uint8)
 """The base that a transition makes of A, C, G, T and N."""
@@ -105,17 +105,12 @@ def substitution_rates(bases: np.ndarray, model: MutationModel) -> np.ndarray:
     left, right = np.full(T, STORE_N, np.uint8), np.full(T, STORE_N, np.uint8)
     left[1:], right[:-1] = bases[:-1], bases[1:]
     for mutation, factor in model.spectrum.items():
-        before, _, after = mutation.partition(">")
-        for context, new in ((before, after[1]), (_other_strand(before), _other_strand(after)[1])):
-            a, b, c = ("ACGT".index(letter) for letter in context)
-            rates[(left == a) & (bases == b) & (right == c), "ACGT".index(new)] *= factor
+        before, after = (np.array(["ACGT".index(letter) for letter in part], np.uint8) for part in mutation.split(">"))
+        for (a, b, c), (_, new, _) in ((before, after), map(reverse_complement_store, (before, after))):
+            rates[(left == a) & (bases == b) & (right == c), new] *= factor
     rates[np.flatnonzero(known), bases[known]] = 0.0
     rates[~known] = 0.0
     return rates
-
-
-def _other_strand(text: str) -> str:
-    return text.translate(str.maketrans("ACGT", "TGCA"))[::-1]
 
 
 def evolve(lineage: Lineage, branch: float, model: MutationModel, generator: np.random.Generator) -> Lineage:

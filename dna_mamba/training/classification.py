@@ -6,14 +6,13 @@ From these the loss, and its gradient with respect to what each piece added; the
 last to the first, and receives that gradient and the one of the state it handed on.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dna_mamba.model.backbone import ModelState
 from dna_mamba.model.classifier import SequenceClassifier
+from dna_mamba.training.piecewise import backward_of_piece, leaves_of
 
 
 def _bounds(length: int, piece_bases: int) -> list[tuple[int, int]]:
@@ -58,7 +57,7 @@ def backward_of_classes(
         loss, scores_BK = loss_of(part_BD[None])
         loss.backward()
         return loss.detach(), scores_BK.detach()
-    entering: list[Sequence | None] = []
+    entering: list[ModelState | None] = []
     parts: list[Tensor] = []
     state: ModelState | None = None
     with torch.no_grad():
@@ -76,16 +75,9 @@ def backward_of_classes(
     leaving_gradients: list[Tensor] | None = None
     for number in reversed(range(len(bounds))):
         start, end = bounds[number]
-        before, inputs = entering.pop(), None
-        if before is not None:
-            inputs = [type(layer)(*(x.detach().requires_grad_() for x in layer)) for layer in before]
-        part_BD, leaving = model.part(tokens_BT[:, start:end], inputs)
-        outputs, gradients = [part_BD], [wanted_PBD[number].to(part_BD.dtype)]
-        if leaving_gradients is not None:
-            outputs += [x for layer in leaving for x in layer]
-            gradients += leaving_gradients
-        torch.autograd.backward(outputs, gradients)
-        if inputs is not None:
-            leaving_gradients = [x.grad for layer in inputs for x in layer]
-        del part_BD, leaving, outputs, gradients  # before the piece before it is computed, not after
+        entered = leaves_of(entering.pop())
+        part_BD, leaving = model.part(tokens_BT[:, start:end], entered)
+        wanted_BD = wanted_PBD[number].to(part_BD.dtype)
+        leaving_gradients = backward_of_piece(part_BD, wanted_BD, leaving, leaving_gradients, entered)
+        del part_BD, leaving  # before the piece before it is computed, not after
     return loss.detach(), scores_BK.detach()

@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError, StoppedError
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.training.classification import backward_of_classes, scores_in_pieces
+from dna_mamba.training.optimizer import OptimizerConfig
 
 FIRST_LENGTH = 2**14
 """Where length warm-up begins."""
@@ -32,12 +33,9 @@ class FinetuneConfig:
     steps_per_epoch: int = 1024
     batch: int = 64
     """Windows of a step."""
-    warmup_epochs: int = 5
-    peak_rate: float = 1e-4
-    final_rate: float = 1e-6
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    gradient_clip: float = 1.0
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(peak_rate=1e-4, final_rate=1e-6, warmup_share=0.5)
+    )
     piece_bases: int = 2**14
     """Positions computed at once; shorter windows are batched up to this."""
 
@@ -45,13 +43,6 @@ class FinetuneConfig:
         for name in ("seq_len", "epochs", "steps_per_epoch", "batch", "piece_bases"):
             if not 1 <= getattr(self, name) <= 2**40:
                 raise InputError(f"finetune: {name} {getattr(self, name)} must lie between 1 and 2^40")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise InputError(
-                f"finetune: warmup_epochs {self.warmup_epochs} must lie between 0 and epochs, {self.epochs}"
-            )
-        for name in ("peak_rate", "final_rate", "gradient_clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"finetune: {name} {getattr(self, name)} must be a positive number")
         if len(self.epoch_lengths()) > self.epochs:
             raise InputError(
                 f"finetune: {self.epochs} epochs are too few for length warm-up from {FIRST_LENGTH:,} to {self.seq_len:,} "
@@ -65,26 +56,6 @@ class FinetuneConfig:
             first.append(length)
             length *= 2
         return first + [self.seq_len] * max(1, self.epochs - len(first))
-
-    def rate(self, step: int) -> float:
-        """Give the learning rate of a step (from 0): linear to the peak, then a cosine to the final rate."""
-        warmup, total = self.warmup_epochs * self.steps_per_epoch, self.epochs * self.steps_per_epoch
-        if step < warmup:
-            return self.peak_rate * (step + 1) / warmup
-        progress = (step - warmup) / max(1, total - 1 - warmup)
-        lowest = min(self.final_rate, self.peak_rate)
-        return lowest + (self.peak_rate - lowest) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    def build_optimizer(self, model: SequenceClassifier) -> torch.optim.AdamW:
-        """Make the optimizer of what wants a gradient; A_log, D, biases, norms and embeddings do not decay."""
-        decayed: list[torch.nn.Parameter] = []
-        exempt: list[torch.nn.Parameter] = []
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                matrix = parameter.ndim >= 2 and not name.endswith(("A_log", "embedding.weight"))
-                (decayed if matrix else exempt).append(parameter)
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.peak_rate, betas=self.betas, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +100,7 @@ def finetune(
         StoppedError: A loss is not finite.
     """
     device = model.head.weight.device
-    optimizer = config.build_optimizer(model)
+    optimizer, num_steps = config.optimizer.build(model), config.epochs * config.steps_per_epoch
     step = 0
     for epoch, length in enumerate(config.epoch_lengths()[: config.epochs]):
         windows = windows_of(length)
@@ -146,10 +117,10 @@ def finetune(
                 )
                 loss += float(part)
                 right += int((scores_BK.argmax(1) == targets_B).sum())
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip))
+            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise StoppedError(f"step {step + 1}: the loss ({loss}) or its gradient (norm {norm}) is not finite")
-            rate = config.rate(step)
+            rate = config.optimizer.rate(step, num_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()

@@ -47,6 +47,35 @@ def _entering_states(
     return entering
 
 
+def leaves_of(state: Sequence[MambaState] | None) -> ModelState | None:
+    """Cut the graph where a state enters a piece."""
+    if state is None:
+        return None
+    return [MambaState(*(x.detach().requires_grad_() for x in layer)) for layer in state]
+
+
+def backward_of_piece(
+    result: Tensor,
+    gradient: Tensor,
+    leaving: ModelState,
+    leaving_gradients: Sequence[Tensor] | None,
+    entered: ModelState | None,
+) -> list[Tensor] | None:
+    """Add to the parameters' gradients those through a piece's result and the state it handed on.
+
+    Returns:
+        The gradients of the state that entered, as `leaving_gradients` of the piece before; none at the first.
+    """
+    outputs, gradients = [result], [gradient]
+    if leaving_gradients is not None:
+        outputs += [x for layer in leaving for x in layer]
+        gradients += leaving_gradients
+    torch.autograd.backward(outputs, gradients)
+    if entered is None:
+        return None
+    return [x.grad for layer in entered for x in layer]  # type: ignore[misc]
+
+
 class _Piece:
     """A piece computed with gradients, its graph cut where its state enters."""
 
@@ -58,22 +87,13 @@ class _Piece:
         state: Sequence[MambaState] | None,
         divisor: float | Tensor,
     ):
-        self.inputs = None
-        if state is not None:
-            self.inputs = [MambaState(*(x.detach().requires_grad_() for x in layer)) for layer in state]
-        total, self.leaving = sum_of_losses(model, tokens_BT, weights_BT, self.inputs)
+        self.entered = leaves_of(state)
+        total, self.leaving = sum_of_losses(model, tokens_BT, weights_BT, self.entered)
         self.loss = (total / divisor).to(total.dtype)
 
     def backward(self, leaving_gradients: Sequence[Tensor] | None) -> list[Tensor] | None:
         """Add to the parameters' gradients; give those of the state that entered."""
-        outputs, gradients = [self.loss], [torch.ones_like(self.loss)]
-        if leaving_gradients is not None:
-            outputs += [x for layer in self.leaving for x in layer]
-            gradients += leaving_gradients
-        torch.autograd.backward(outputs, gradients)
-        if self.inputs is None:
-            return None
-        return [x.grad for layer in self.inputs for x in layer]  # type: ignore[misc]
+        return backward_of_piece(self.loss, torch.ones_like(self.loss), self.leaving, leaving_gradients, self.entered)
 
 
 def backward_in_pieces(

@@ -11,6 +11,7 @@ from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.class_metrics import report
 from dna_mamba.training.finetuning import FinetuneConfig, finetune, probabilities
+from dna_mamba.training.optimizer import OptimizerConfig
 
 
 def test_the_papers_recipe_is_the_default():
@@ -19,17 +20,17 @@ def test_the_papers_recipe_is_the_default():
     assert config.epoch_lengths() == [2**14, 2**15, 2**16, 2**17, 2**18, 2**19, *[2**20] * 4]
     assert FinetuneConfig(seq_len=2**14).epoch_lengths() == [2**14] * 10
     assert FinetuneConfig(seq_len=1024).epoch_lengths() == [1024] * 10
-    rates = [config.rate(step) for step in (0, 5 * 1024 - 1, 5 * 1024, 7 * 1024 + 512, 10 * 1024 - 1)]
+    rates = [
+        config.optimizer.rate(step, 10 * 1024) for step in (0, 5 * 1024 - 1, 5 * 1024, 7 * 1024 + 512, 10 * 1024 - 1)
+    ]
     assert rates == pytest.approx([1e-4 / 5120, 1e-4, 1e-4, (1e-4 + 1e-6) / 2, 1e-6], rel=1e-3)
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"epochs": 3, "warmup_epochs": 1}, "3 epochs are too few for length warm-up"),
+        ({"epochs": 3}, "3 epochs are too few for length warm-up"),
         ({"batch": 0}, "batch 0 must lie between"),
-        ({"warmup_epochs": 11}, "warmup_epochs 11"),
-        ({"peak_rate": float("nan")}, "peak_rate nan"),
     ],
 )
 def test_a_bad_recipe_is_refused(change, words):
@@ -65,7 +66,12 @@ def run(genomes, contig, frozen=False):
     model.backbone.requires_grad_(not frozen)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     config = FinetuneConfig(
-        seq_len=128, epochs=2, warmup_epochs=1, steps_per_epoch=40, batch=16, peak_rate=1e-2, piece_bases=512
+        seq_len=128,
+        epochs=2,
+        steps_per_epoch=40,
+        batch=16,
+        piece_bases=512,
+        optimizer=OptimizerConfig(peak_rate=1e-2, final_rate=1e-6, warmup_share=0.5),
     )
     steps = []
     finetune(model, lambda length: windows_of(genomes, contig, length, seed=1), config, on_step=steps.append)
