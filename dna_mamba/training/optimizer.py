@@ -39,12 +39,10 @@ class OptimizerConfig:
             )
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
-        """Make the optimizer of the parameters that want a gradient; its rate is set before every step by `rate`."""
+        """Make the optimizer; its rate is set before every step by `rate`."""
         decayed: list[nn.Parameter] = []
         exempt: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
             matrix = parameter.ndim >= 2 and not name.endswith(("A_log", "embedding.weight", "lm_head.weight"))
             (decayed if matrix else exempt).append(parameter)
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": exempt, "weight_decay": 0.0}]

@@ -44,6 +44,10 @@ def test_a_locus_is_in_one_part_whatever_its_number_in_a_species():
 def test_fused_chromosomes_are_left_out_where_their_halves_part():
     with pytest.raises(InputError, match="class gorilla has no contig for valid"):
         split_by_homologue(CONTIGS, valid=["5"], test=["X"])
+    whole = contig("gorilla", "chr20", "5")
+    split = split_by_homologue([*CONTIGS, whole], valid=["5"], test=["X"])
+    assert [c for c in split.valid if c.label == "gorilla"] == [whole]
+    assert {c.contig for c in split.left_out} == {"chrUn", "chr4", "chr19"}
     split = split_by_homologue(CONTIGS, valid=["5", "17"], test=["2"])
     assert {c.contig for c in split.valid if c.label == "gorilla"} == {"chr4", "chr19"}
     assert {c.contig for c in split.test} == {"chr2", "chr12", "chr13", "chr11"}  # 2a and 2b are human 2

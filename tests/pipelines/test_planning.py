@@ -75,6 +75,8 @@ def test_pieces_make_memory_independent_of_the_length():
     short, long = (memory_of_step(model_of("16x256"), "bf16", cut, length, 1) for length in (131_072, 16_777_216))
     assert long.activations == short.activations and long.working == short.working
     assert 1.0 < long.total / short.total < 1.05
+    # 256 pieces: 255 states between those computed again and two at work; of a layer 512 x 16 numbers and 3 inputs of 512
+    assert long.states == (255 + 2) * 16 * (512 * 16 * 4 + 3 * 512 * 2)
 
 
 @pytest.mark.parametrize("size", ["6x128", "16x256", "48x1024"])
