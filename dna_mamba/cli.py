@@ -21,8 +21,12 @@ app = App(
 )
 genome_app = App(name="genome", help="Pack genomes into stores and look into them.")
 bench_app = App(name="bench", help="Measure speed and memory on this machine.")
+finetune_app = App(name="finetune", help="Teach a pretrained model, or a new one, to tell classes apart.")
+simulate_app = App(name="simulate", help="Make SIMULATED genomes with a known answer.")
 app.command(genome_app)
 app.command(bench_app)
+app.command(finetune_app)
+app.command(simulate_app)
 
 stderr = Console(stderr=True, soft_wrap=True)
 stdout = Console(soft_wrap=True)
@@ -153,32 +157,68 @@ def audit(
     seq_len: int = 1024,
     window_rule: str = "mamba",
     max_n: float = 0.5,
+    split_by: str = "homologue",
+    genomes: Path | None = None,
+    against: Path | None = None,
+    tile: int = 512,
     json: Flag = False,
 ) -> None:
     """Count the bases that parts of a split share, and those that training windows share with validation and test.
 
+    Of a manifest of labelled genomes: bases of each class and part, loci in two parts, and 31-mers that parts share. With
+    --against: the 31-mers of this genome that stand in another one, and the tiles made of them.
+
     Parameters
     ----------
     genome
-        Genome store or FASTA; 'demo' is the genome in the package.
+        Genome store or FASTA; 'demo' is the genome in the package; or a manifest of labelled genomes (YAML, or its name).
     split
-        BED with CONTIG START END SPLIT; without it and --valid the default split is audited.
+        BED with CONTIG START END SPLIT; without it and --valid the default split is audited. Of a manifest: NAME and PART.
     valid
-        Regions (1-based) or contigs held out for validation.
+        Regions (1-based) or contigs held out for validation. Of a manifest: human chromosomes, or contigs.
     test
-        Regions or contigs held out for test.
+        Regions or contigs held out for test. Of a manifest: human chromosomes, or contigs.
     seq_len
         Length of the training windows in bases.
     window_rule
         mamba, hyenadna or tile.
     max_n
         Largest share of N in a window.
+    split_by
+        Of a manifest: homologue or contig.
+    genomes
+        Of a manifest: folder that genome fetch filled; without it genomes/NAME.
+    against
+        Another genome store or FASTA, such as the one that a model was pretrained on.
+    tile
+        With --against: bases of a tile.
     json
         Print JSON.
     """
     from dna_mamba.pipelines import audit as pipeline
+    from dna_mamba.pipelines.manifests import SHIPPED
 
     update, progress = _progress_of_packing()
+    if against is not None:
+        with progress:
+            shared = pipeline.run_against(str(genome), str(against), tile_bases=tile, on_progress=update)
+        _print_json(shared.as_dict()) if json else print(shared.as_text())
+        return
+    if genome.suffix in (".yaml", ".yml") or str(genome) in SHIPPED:
+        from dna_mamba.pipelines import labelled_genomes
+
+        data = labelled_genomes.LabelledDataConfig(
+            manifest=str(genome), genomes=None if genomes is None else str(genomes), split_by=split_by, valid=valid, test=test,
+            split=None if split is None else str(split),
+        )  # fmt: skip
+        with progress:
+            found = labelled_genomes.audit(
+                labelled_genomes.open_labelled(data, on_progress=update, warn=_warn), split_by
+            )
+        _print_json(found.as_dict()) if json else print(found.as_text())
+        if found.loci_in_two_parts:
+            raise StoppedError(f"{len(found.loci_in_two_parts)} loci are in two parts")
+        return
     with progress:
         result = pipeline.run(
             pipeline.AuditConfig(
@@ -579,6 +619,262 @@ def evaluate(
             print(f"results.json, context.csv and context.png -> {result.out}")
 
 
+@finetune_app.command
+def species(
+    *,
+    manifest: str | None = None,
+    checkpoint: str | None = None,
+    seq_len: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
+    model: str | None = None,
+    pooling: str | None = None,
+    frozen: Flag = False,
+    preset: str | None = None,
+    genomes: str | None = None,
+    split_by: str | None = None,
+    split: str | None = None,
+    valid: Many = (),
+    test: Many = (),
+    hold_out: Many = (),
+    epochs: int | None = None,
+    steps_per_epoch: int | None = None,
+    batch: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    seed: int | None = None,
+    config: Path | None = None,
+    set_: Annotated[
+        tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative="", show_default=False)
+    ] = (),
+    out: Path | None = None,
+    resume: Flag = False,
+    overwrite: Flag = False,
+    print_config: Flag = False,
+    dry_run: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Fine-tune a classifier of species, or of any other labels, and score it beside baselines on the same windows.
+
+    Parameters
+    ----------
+    manifest
+        Labelled genomes: a YAML file, or great-apes or hyenadna-5 from the package (fetch them first).
+    checkpoint
+        Run or model directory to begin with; {seq_len} in it stands for the window length. Without it: from scratch.
+    seq_len
+        Bases of a window; several train one classifier each and draw accuracy against length.
+    model
+        Blocks x width from scratch, such as 12x128.
+    pooling
+        The vector of a window: last (as in the Mamba paper), mean or max.
+    frozen
+        Train the head alone.
+    preset
+        paper (the Mamba paper's recipe) or small (minutes on a CPU).
+    genomes
+        Folder that genome fetch filled; without it genomes/NAME.
+    split_by
+        homologue (human chromosome that a contig descends from) or contig (its name).
+    split
+        Table of NAME and PART (train, valid, test), tab-separated.
+    valid
+        Human chromosomes, or contigs, for validation; without it and --test the manifest's.
+    test
+        Human chromosomes, or contigs, for test.
+    hold_out
+        Assemblies of other individuals, on which the classifier is tested beside.
+    epochs
+        Epochs; the first are of shorter windows where --seq-len is above 16,384.
+    steps_per_epoch
+        Optimizer steps of an epoch.
+    batch
+        Windows of a step.
+    device
+        auto, cpu or cuda.
+    precision
+        auto, fp32 or bf16.
+    seed
+        The same seed gives the same run.
+    config
+        YAML file of settings, as --print-config prints it; flags win over it.
+    set_
+        Any other setting, as section.key=value, for example recipe.optimizer.peak_rate=3e-4.
+    out
+        Run directory; without it runs/finetune-001 or the next free number.
+    resume
+        Go on with the run in --out; its settings are taken from there.
+    overwrite
+        Replace the run in --out.
+    print_config
+        Print the resolved settings as YAML and stop.
+    dry_run
+        Check everything, say what would run, and stop.
+    json
+        Print the results as JSON.
+    """
+    from dna_mamba.pipelines.finetune_settings import settings
+
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
+    if resume and (out is None or preset is not None):
+        raise InputError(
+            "--resume needs --out, the directory of the run to go on with, and takes its preset from there"
+        )
+    flags = {
+        "data": {"manifest": manifest, "genomes": genomes, "split_by": split_by, "split": split, "valid": valid or None,
+                 "test": test or None, "held_out_assemblies": hold_out or None},
+        "recipe": {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch": batch},
+        "seq_lens": seq_len or None, "checkpoint": checkpoint, "pooling": pooling, "frozen": frozen or None,
+        "device": device, "precision": precision, "seed": seed,
+    }  # fmt: skip
+    resolved = settings(
+        flags, model=model, preset_name=preset, file=config, assignments=set_, run=out if resume else None
+    )
+    if print_config:
+        from dna_mamba.pipelines.config_files import dump_yaml
+
+        print(dump_yaml(resolved), end="")
+        return
+    from dna_mamba.pipelines import finetune_species as pipeline
+    from dna_mamba.pipelines import reports, run_directory
+
+    update, progress = _progress_of_packing()
+    with progress:
+        if dry_run:
+            print(pipeline.plan_as_text(resolved, on_progress=update, warn=_warn))
+            return
+        result = pipeline.run(
+            resolved, out or run_directory.next_free("finetune"), resume=resume, overwrite=overwrite, on_progress=update,
+            say=_say, warn=_warn,
+        )  # fmt: skip
+    if json:
+        _print_json(reports.finetune_as_dict(result))
+        return
+    for table in reports.finetune_as_tables(result):
+        stdout.print(table)
+    print(f"run: {result.out}\npicture: {result.out / 'accuracy.png'}\nnext: dna-mamba classify {result.out} FASTA")
+
+
+@app.command
+def classify(
+    model: Path,
+    sequences: str,
+    /,
+    *,
+    genome: str | None = None,
+    window: int | None = None,
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    device: str = "auto",
+    json: Flag = False,
+) -> None:
+    """Say which class records, intervals or windows belong to, with probabilities. Records are read in full, at any length.
+
+    Parameters
+    ----------
+    model
+        Run of finetune species, or a model directory in it.
+    sequences
+        FASTA, GenBank or genome store (a row a record), or BED with --genome (a row an interval).
+    genome
+        Genome that a BED refers to.
+    window
+        A row for each window of so many bases; the model answers best at the length it was trained at.
+    out
+        Write the table to this TSV file; without it, to stdout.
+    device
+        auto, cpu or cuda; always float32.
+    json
+        Print a summary as JSON; needs --out.
+    """
+    if json and out is None:
+        raise InputError("--json prints a summary beside the table; say where the table goes with --out")
+    from dna_mamba.pipelines import classify as pipeline
+
+    started = False
+
+    def show(row: Any) -> None:
+        nonlocal started
+        if not started:
+            print("\t".join(pipeline.columns_of(labels)))
+            started = True
+        print("\t".join(pipeline.cells_of(row)))
+
+    config = pipeline.ClassifyConfig(
+        model=model, sequences=sequences, genome=genome, window_bases=window, out=out, device=device
+    )
+    labels = pipeline.labels_of(model)
+    update, progress = _progress_of_packing()
+    with progress:
+        result = pipeline.run(config, on_row=None if out else show, on_progress=update, warn=_warn)
+    if json:
+        _print_json({"out": str(out), "rows": result.num_rows, "bases": result.num_bases, "counts": result.counts,
+                     "bases_per_second": result.num_bases / max(result.seconds, 1e-9)})  # fmt: skip
+    elif out:
+        counts = ", ".join(f"{label} {count:,}" for label, count in result.counts.items())
+        print(f"{result.num_rows:,} rows, {result.num_bases:,} bases -> {out} ({counts})")
+
+
+@simulate_app.command
+def apes(
+    *,
+    genome: str = "demo",
+    out: Path,
+    preset: str = "benchmark",
+    diagnostics: Literal["on", "off"] = "on",
+    contig_bases: int | None = None,
+    insertions_per_mb: float | None = None,
+    inner_insertions_per_mb: float | None = None,
+    diagnostic_share: float | None = None,
+    seed: int = 0,
+    json: Flag = False,
+) -> None:
+    """Let human sequence evolve along the tree of the great apes into SIMULATED genomes of all five, with the truth beside.
+
+    Parameters
+    ----------
+    genome
+        FASTA or genome store of human sequence; 'demo' is the one in the package.
+    out
+        New directory for a FASTA a species, manifest.yaml, events.tsv (every planted insertion) and truth.json.
+    preset
+        benchmark (an oracle reaches 60 % at 4,096 bases) or realistic (2.4 insertions a megabase).
+    diagnostics
+        off plants nothing and lets all lineages mutate alike: no classifier may beat chance.
+    contig_bases
+        Length of the contigs that the sequence is cut into; each is a locus of its own in splits.
+    insertions_per_mb
+        New mobile elements on each branch that ends today.
+    inner_insertions_per_mb
+        The same on inner branches.
+    diagnostic_share
+        Of an element's positions, those that are a lineage's own.
+    seed
+        The same seed gives the same genomes.
+    json
+        Print JSON.
+    """
+    from dna_mamba.pipelines import simulate as pipeline
+
+    given = {
+        "contig_bases": contig_bases,
+        "insertions_per_mb": insertions_per_mb,
+        "inner_insertions_per_mb": inner_insertions_per_mb,
+        "diagnostic_share": diagnostic_share,
+    }
+    values = pipeline.preset(preset) | {name: value for name, value in given.items() if value is not None}
+    config = pipeline.SimulateConfig(genome=genome, diagnostics=diagnostics == "on", seed=seed, **values)
+    update, progress = _progress_of_packing()
+    with progress:
+        result = pipeline.run(config, out, on_progress=update, say=_say, warn=_warn)
+    if json:
+        _print_json({"out": str(result.out), "bases": result.bases_of, "insertions": result.num_events_of,
+                     "substitutions": result.substitutions_of})  # fmt: skip
+    else:
+        for name, bases in result.bases_of.items():
+            planted = sum(result.num_events_of[branch] for branch in pipeline.path_of(name))
+            print(f"SIMULATED {name}: {len(result.contigs)} contigs, {bases:,} bases, {planted:,} planted insertions")
+        print(f"manifest: {result.out / 'manifest.yaml'}")
+
+
 @app.command
 def doctor(*, json: Flag = False) -> None:
     """Check what this machine can do, run the kernels against their reference, and say what is missing.
@@ -872,6 +1168,37 @@ def train(
     )  # fmt: skip
     result = pipeline.run(config, on_phase=_say)
     _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+
+
+@bench_app.command(name="species")
+def bench_species(
+    *, genome: str = "demo", quick: Flag = False, seed: int = 0, out: Path = Path("runs/species-benchmark"),
+    seq_len: int = 4096, overwrite: Flag = False, json: Flag = False,
+) -> None:  # fmt: skip
+    """Simulate great apes with and without diagnostic insertions, fine-tune on both, and compare with baselines and oracle.
+
+    Parameters
+    ----------
+    genome
+        Human sequence to begin with; 'demo' is the one in the package.
+    quick
+        Leave the likelihood-ratio baseline out.
+    seed
+        Of simulation, windows and training.
+    out
+        Directory for genomes, runs, table.md and pictures.
+    seq_len
+        Bases of a window.
+    overwrite
+        Replace an earlier benchmark in --out.
+    json
+        Print JSON.
+    """
+    from dna_mamba.pipelines import benchmark_species as pipeline
+
+    config = pipeline.SpeciesBenchConfig(genome=genome, quick=quick, seed=seed, seq_len=seq_len)
+    result = pipeline.run(config, out, overwrite=overwrite, say=_say, warn=_warn)
+    _print_json(result.as_dict()) if json else print(result.as_text())
 
 
 @bench_app.command(name="genome")

@@ -4,9 +4,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from dna_mamba.data.build import Progress
 from dna_mamba.data.intervals import Interval, merge, shared_bases
+from dna_mamba.data.kmers import NONE, K, Kmers, contained, kmers_by_position, sampled
 from dna_mamba.data.windows import plan_windows
+from dna_mamba.errors import InputError
 from dna_mamba.pipelines.pretrain import DataConfig, load_genome, load_split
 
 
@@ -77,3 +81,90 @@ def run(
         num_left_out=windows.num_too_many_n + windows.num_no_room,
         shared_by_windows={name: shared_bases(covered, split.part(name)) for name in ("valid", "test")},
     )
+
+
+TILE_BASES = 512
+PART_BASES = 1 << 22
+"""Read at once, about."""
+MOST_SHARED = 0.8
+"""A tile of which more 31-mers stand in the other genome counts as the same locus; copies of repeats differ by more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstResult:
+    """What two genomes share, whichever strand."""
+
+    num_kmers: int
+    """Distinct 31-mers of the first genome that were looked at."""
+    num_shared: int
+    """Of these, those that stand in the other one; repeats are among them."""
+    one_of: int
+    tile_bases: int
+    num_tiles: int
+    """Tiles of the first genome without N."""
+    tiles: tuple[tuple[str, int], ...]
+    """Contig and first base (0-based) of those that are the same locus in the other one."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give plain values."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """Give lines to print."""
+        sample = f" (a sample of one in {self.one_of})" if self.one_of > 1 else ""
+        lines = [
+            f"31-mers: {self.num_shared:,} of {self.num_kmers:,}{sample} stand in both, repeats included",
+            f"tiles of {self.tile_bases:,} bases with more than {MOST_SHARED:.0%} of their 31-mers in the other genome: "
+            f"{len(self.tiles):,} of {self.num_tiles:,}",
+        ]
+        return "\n".join(
+            [*lines, *(f"  {contig}:{start + 1}-{start + self.tile_bases}" for contig, start in self.tiles[:20])]
+        )
+
+
+def run_against(
+    genome: str,
+    other: str,
+    *,
+    tile_bases: int = TILE_BASES,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> AgainstResult:
+    """Look for sequence of one genome in another, by canonical 31-mers.
+
+    Raises:
+        InputError: A tile is shorter than 31 bases, or a genome cannot be opened.
+    """
+    if not K <= tile_bases <= PART_BASES:
+        raise InputError(f"--tile {tile_bases} must lie between {K} and {PART_BASES:,} bases")
+    part_bases = PART_BASES // tile_bases * tile_bases
+    first, second = (load_genome(name, on_progress, warn) for name in (genome, other))
+    theirs = Kmers.for_bases(second.num_bases)
+    for contig in second.manifest.contigs:
+        theirs.add(second.stored(contig.name, 0, contig.length))
+    known = theirs.distinct()
+    mine = Kmers(theirs.one_of)
+    tiles: list[tuple[str, int]] = []
+    num_tiles = 0
+    for contig in first.manifest.contigs:
+        for begin in range(0, contig.length, part_bases):
+            stored = first.stored(contig.name, begin, min(begin + part_bases + K - 1, contig.length))
+            mine.add(stored)
+            codes = kmers_by_position(stored)
+            usable = codes != NONE
+            if theirs.one_of > 1:
+                usable &= sampled(codes, theirs.one_of)
+            found = np.zeros(len(codes), bool)
+            found[usable] = contained(codes[usable], known)
+            for start in range(0, min(len(codes), part_bases) - tile_bases + K, tile_bases):
+                inside = slice(start, start + tile_bases - K + 1)
+                count = int(usable[inside].sum())
+                complete = bool((codes[inside] != NONE).all())
+                num_tiles += complete
+                if complete and count and found[inside].sum() > MOST_SHARED * count:
+                    tiles.append((contig.name, begin + start))
+    kmers = mine.distinct()
+    return AgainstResult(
+        num_kmers=len(kmers), num_shared=int(contained(kmers, known).sum()), one_of=theirs.one_of,
+        tile_bases=tile_bases, num_tiles=num_tiles, tiles=tuple(tiles),
+    )  # fmt: skip

@@ -90,6 +90,10 @@ class GenomeManifest:
     format_version: int
     name: str
     classes: tuple[LabelledClass, ...] = ()
+    valid: tuple[str, ...] = ()
+    """Human chromosomes (or other homologues) for validation, unless others are asked for."""
+    test: tuple[str, ...] = ()
+    """The same for test."""
 
     def __post_init__(self) -> None:
         if self.format_version != 1:

@@ -39,7 +39,7 @@ def settings(
     Raises:
         InputError: A name is unknown, a value is refused, or options contradict each other.
     """
-    given = _given(flags)
+    given = given_values(flags)
     if model is not None:
         if pattern is not None:
             raise InputError("--model and --pattern both say which layers there are; give one of them")
@@ -69,11 +69,12 @@ def settings(
     return config
 
 
-def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+def given_values(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is None, at all depths."""
     result = {}
     for key, value in flags.items():
         if isinstance(value, Mapping):
-            if below := _given(value):
+            if below := given_values(value):
                 result[key] = below
         elif value is not None:
             result[key] = value

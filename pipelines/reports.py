@@ -7,6 +7,7 @@ from rich.table import Table
 
 from dna_mamba.pipelines.benchmark import BenchResult
 from dna_mamba.pipelines.evaluate import EvaluateResult
+from dna_mamba.pipelines.finetune_species import FinetuneSpeciesResult
 from dna_mamba.pipelines.pretrain import Plan, PretrainResult
 from dna_mamba.training.metrics import Score
 
@@ -211,3 +212,34 @@ def bench_as_table(result: BenchResult) -> Table:
     for row in result.rows:
         table.add_row(*("" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     return table
+
+
+def finetune_as_dict(result: FinetuneSpeciesResult) -> dict[str, Any]:
+    """Give plain values."""
+    return {"out": str(result.out), "labels": list(result.labels), "lengths": [asdict(one) for one in result.lengths]}
+
+
+def finetune_as_tables(result: FinetuneSpeciesResult) -> list[Table]:
+    """Give a table a length."""
+    tables = []
+    for one in result.lengths:
+        table = Table(title=f"test windows of {one.seq_len:,} bases")
+        for column in ("", "accuracy", "95 % interval", ""):
+            table.add_column(column)
+        for row in one.rows:
+            value = "" if row["value"] is None else f"{row['value']:.3f}"
+            share = row["accuracy"]
+            interval = "" if share is None else f"{share['low']:.3f} to {share['high']:.3f}"
+            table.add_row(row["name"], value, interval, row["detail"])
+        tables.append(table)
+        first = one.rows[0]["report"]
+        classes = Table(title=f"classes, windows of {one.seq_len:,} bases")
+        for column in ("true class", "recognised", "95 % interval", *(f"as {label}" for label in result.labels)):
+            classes.add_column(column)
+        for label, counts in zip(result.labels, first["confusion"], strict=True):
+            share = first["by_class"][label]
+            classes.add_row(
+                label, f"{share['value']:.3f}", f"{share['low']:.3f} to {share['high']:.3f}", *map(str, counts)
+            )
+        tables.append(classes)
+    return tables

@@ -21,7 +21,7 @@ PACKAGES = ("dna-mamba", "torch", "lightning", "numpy", "numba", "safetensors", 
 
 WRITTEN = {
     *("config.yaml", "run.json", "run.lock", "metrics.csv", "speed.csv", "results.json", "loss.png", "report.png"),
-    *("checkpoints", "model", "tensorboard"),
+    *("checkpoints", "model", "tensorboard", "lengths", "accuracy.png"),
 }
 """Names of all that stands in a run directory; one with anything else is never overwritten."""
 

@@ -15,6 +15,9 @@ COMMANDS = [
     ("pretrain",),
     ("plan",),
     ("evaluate",),
+    ("finetune", "species"),
+    ("classify",),
+    ("simulate", "apes"),
     ("doctor",),
     ("genome", "build"),
     ("genome", "verify"),
@@ -23,8 +26,12 @@ COMMANDS = [
     ("genome", "fetch"),
     ("bench", "scan"),
     *(("bench", what) for what in ("conv", "norm", "loss", "step", "block", "train")),
+    ("bench", "species"),
     ("bench", "genome"),
 ]
+
+
+GROUPS = ("genome", "bench", "finetune", "simulate")
 
 
 def help_of(command):
@@ -32,8 +39,8 @@ def help_of(command):
 
 
 def test_the_list_of_commands_is_complete():
-    found = [(name,) for name in app if not name.startswith("-") and name not in ("genome", "bench")]
-    found += [(group, name) for group in ("genome", "bench") for name in app[group] if not name.startswith("-")]
+    found = [(name,) for name in app if not name.startswith("-") and name not in GROUPS]
+    found += [(group, name) for group in GROUPS for name in app[group] if not name.startswith("-")]
     assert sorted(found) == sorted(COMMANDS)
 
 

@@ -15,6 +15,8 @@ TRANSITION = np.array([STORE_G, STORE_T, STORE_A, STORE_C, STORE_N], np.uint8)
 STEP = 0.002
 """Longest stretch of a branch, in substitutions a site, whose substitutions are drawn at once: contexts then change little."""
 NONE = -1
+TAG_STRIDE = 1 << 16
+"""A base of a planted insertion is tagged with the number of the insertion times this, plus its offset there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,7 @@ class Lineage:
     origins: np.ndarray
     """Position in the ancestor (int64), or NONE where the base was inserted."""
     tags: np.ndarray
-    """Number of the planted insertion that a base belongs to (int64), or NONE."""
+    """Which base of which planted insertion it is (number x TAG_STRIDE + offset, int64), or NONE."""
     num_substitutions: int = 0
     num_insertions: int = 0
     num_deletions: int = 0
@@ -75,14 +77,14 @@ class Lineage:
         """Give a descendant that has not changed yet; its counts begin at zero."""
         return Lineage(self.bases.copy(), self.origins.copy(), self.tags.copy())
 
-    def planted(self) -> dict[int, tuple[int, int]]:
-        """Give where each planted insertion lies now (0-based, end excluded, from its first base to its last)."""
+    def planted(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Give for each planted insertion where its bases lie now (0-based, ascending) and their offsets in it."""
         places = np.flatnonzero(self.tags != NONE)
-        found: dict[int, tuple[int, int]] = {}
-        for tag in np.unique(self.tags[places]):
-            mine = places[self.tags[places] == tag]
-            found[int(tag)] = (int(mine[0]), int(mine[-1]) + 1)
-        return found
+        numbers, offsets = np.divmod(self.tags[places], TAG_STRIDE)
+        order = np.argsort(numbers, kind="stable")
+        found, firsts = np.unique(numbers[order], return_index=True)
+        parts = zip(np.split(places[order], firsts[1:]), np.split(offsets[order], firsts[1:]), strict=True)
+        return dict(zip(found.tolist(), parts, strict=True)) if len(found) else {}
 
 
 def substitution_rates(bases: np.ndarray, model: MutationModel) -> np.ndarray:
@@ -166,37 +168,40 @@ def _insert_and_delete(now: Lineage, branch: float, model: MutationModel, genera
     ]
     now.num_deletions += int(num_deletions)
     now.num_insertions += int(num_insertions)
-    _splice(now, kept, starts, pieces, [NONE] * len(pieces))
+    _splice(now, kept, starts, pieces, [np.full(len(piece), NONE) for piece in pieces])
 
 
 def plant(
-    lineage: Lineage, elements: Sequence[np.ndarray], tags: Sequence[int], generator: np.random.Generator
+    lineage: Lineage, elements: Sequence[np.ndarray], numbers: Sequence[int], generator: np.random.Generator
 ) -> Lineage:
     """Insert elements at random places that are not N, each under a number by which it is found again.
 
     Raises:
-        ValueError: The numbers are not as many as the elements, or the sequence has no known base.
+        ValueError: The numbers are not as many as the elements, an element has 65,536 bases or more, or the sequence has no
+            known base.
     """
-    if len(elements) != len(tags):
-        raise ValueError(f"{len(elements)} elements and {len(tags)} numbers; each element needs one")
+    if len(elements) != len(numbers):
+        raise ValueError(f"{len(elements)} elements and {len(numbers)} numbers; each element needs one")
+    if any(len(element) >= TAG_STRIDE for element in elements):
+        raise ValueError(f"an element has {max(map(len, elements)):,} bases; at most {TAG_STRIDE - 1:,} can be planted")
     now = lineage.copy()
     known = np.flatnonzero(now.bases < STORE_N)
     if len(known) == 0:
         raise ValueError("the sequence has no known base to insert before")
     starts = generator.choice(known, len(elements))
     order = np.argsort(starts, kind="stable")
-    _splice(now, np.ones(len(now.bases), bool), starts[order], [elements[i] for i in order], [tags[i] for i in order])
+    tags = [numbers[i] * TAG_STRIDE + np.arange(len(elements[i])) for i in order]
+    _splice(now, np.ones(len(now.bases), bool), starts[order], [elements[i] for i in order], tags)
     return now
 
 
 def _splice(
-    now: Lineage, kept: np.ndarray, starts: np.ndarray, pieces: Sequence[np.ndarray], tags: Sequence[int]
+    now: Lineage, kept: np.ndarray, starts: np.ndarray, pieces: Sequence[np.ndarray], tags: Sequence[np.ndarray]
 ) -> None:
     """Drop what is not kept, and insert pieces before the positions given (in order, of the sequence as it was)."""
-    lengths = [len(piece) for piece in pieces]
-    before = np.repeat(starts, lengths)
+    before = np.repeat(starts, [len(piece) for piece in pieces])
     bases = np.concatenate(pieces) if pieces else np.zeros(0, np.uint8)
-    new_tags = np.repeat(np.array(tags, np.int64), lengths)
+    new_tags = np.concatenate(tags) if tags else np.zeros(0, np.int64)
     now.bases = np.insert(now.bases, before, bases)
     now.origins = np.insert(now.origins, before, np.full(len(bases), NONE))
     now.tags = np.insert(now.tags, before, new_tags)

@@ -2,15 +2,16 @@
 """Windows of labelled genomes: drawn evenly over classes, the same for the same seed, split by human homologue."""
 
 import csv
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.vocabulary import BASE_BITS, STORE_C, STORE_G, STORE_N
+from dna_mamba.data.vocabulary import BASE_BITS, SOFT_MASK, STORE_C, STORE_G, STORE_N
 from dna_mamba.errors import InputError
 
 MAX_TRIES = 1000
@@ -52,37 +53,72 @@ class LabelledSplit:
     """No homologue is known, or it holds parts of chromosomes of two parts."""
 
 
-def split_by_homologue(contigs: Sequence[LabelledContig], valid: Sequence[str], test: Sequence[str]) -> LabelledSplit:
+def split_by_homologue(
+    contigs: Sequence[LabelledContig], valid: Sequence[str], test: Sequence[str], train: Sequence[str] | None = None
+) -> LabelledSplit:
     """Give each contig to the part of its human homologue, so that no locus is in two parts in different species.
 
     Args:
         contigs: Of all classes.
         valid: Human chromosomes for validation, such as 5 or X.
-        test: Human chromosomes for test; all others train.
+        test: Human chromosomes for test.
+        train: Human chromosomes that train; without it all others.
 
     Raises:
-        InputError: A chromosome stands in both, no contig has one of them, or a class has no contig in a part.
+        InputError: A chromosome stands in two parts, no contig has one of them, or a class has no contig in a part.
     """
-    parts = {"valid": {name.removeprefix("chr") for name in valid}, "test": {name.removeprefix("chr") for name in test}}
-    if both := sorted(parts["valid"] & parts["test"]):
-        raise InputError(f"human chromosome {both[0]} is given for validation and for test; put it into one")
-    known = frozenset().union(*(contig.human_chromosomes for contig in contigs))
-    for name in sorted(parts["valid"] | parts["test"]):
+
+    def bare(names: Sequence[str]) -> list[str]:
+        return [name.removeprefix("chr") for name in names]
+
+    return _split(
+        contigs, lambda contig: contig.human_chromosomes, bare(valid), bare(test), None if train is None else bare(train),
+        "human chromosome", "none with a verified human homologue among those chromosomes; add homologues to the manifest, or "
+        "choose other chromosomes",
+    )  # fmt: skip
+
+
+def split_by_name(
+    contigs: Sequence[LabelledContig], valid: Sequence[str], test: Sequence[str], train: Sequence[str] | None = None
+) -> LabelledSplit:
+    """Give each contig to the part of its name, the same in all classes; see `split_by_homologue`."""
+    return _split(
+        contigs, lambda contig: frozenset([contig.contig]), valid, test, train, "contig",
+        "none of its contigs is named so; choose other contigs",
+    )  # fmt: skip
+
+
+def _split(
+    contigs: Sequence[LabelledContig],
+    names_of: Callable[[LabelledContig], frozenset[str]],
+    valid: Sequence[str],
+    test: Sequence[str],
+    train: Sequence[str] | None,
+    what: str,
+    advice: str,
+) -> LabelledSplit:
+    parts = {"valid": set(valid), "test": set(test), "train": set(train or ())}
+    for one, other in itertools.combinations(parts, 2):
+        if both := sorted(parts[one] & parts[other]):
+            words = {"valid": "validation", "test": "test", "train": "training"}
+            raise InputError(f"{what} {both[0]} is given for {words[one]} and for {words[other]}; put it into one")
+    known = frozenset[str]().union(*(names_of(contig) for contig in contigs))
+    for name in sorted(parts["valid"] | parts["test"] | parts["train"]):
         if name not in known:
-            raise InputError(
-                f"no contig descends from human chromosome {name!r}; known are {', '.join(sorted(known)) or 'none'}"
-            )
+            some = sorted(known)
+            listed = ", ".join(some[:30]) + (", ..." if len(some) > 30 else "")
+            raise InputError(f"no contig descends from {what} {name!r}; known are {listed or 'none'}")
+    rest = "train" if train is None else "left_out"
     found: dict[str, list[LabelledContig]] = {"train": [], "valid": [], "test": [], "left_out": []}
     for contig in contigs:
-        of = {next((part for part in parts if name in parts[part]), "train") for name in contig.human_chromosomes}
+        of = {next((part for part in parts if name in parts[part]), rest) for name in names_of(contig)}
         found[of.pop() if len(of) == 1 else "left_out"].append(contig)
-    for part in ("train", *(part for part in parts if parts[part])):
+    for part in ("train", "valid", "test"):
+        if part != "train" and not parts[part]:
+            continue
         for label in dict.fromkeys(contig.label for contig in contigs):
             if not any(contig.label == label for contig in found[part]):
-                raise InputError(
-                    f"class {label} has no contig for {part}: none with a verified human homologue among those chromosomes; "
-                    f"add homologues to the manifest, or choose other chromosomes"
-                )
+                raise InputError(f"class {label} has no contig for {part}: {advice}")
     return LabelledSplit(**{part: tuple(some) for part, some in found.items()})
 
 
@@ -109,6 +145,7 @@ class LabelledWindows:
         by_length: Draw contigs by their length; otherwise all alike, as HyenaDNA does.
         drop_n: Draw no window that holds an N.
         match_gc: Accept windows so that every class has the same spread of G and C.
+        max_masked: Largest share of soft-masked bases (repeats); none asks nothing.
 
     Raises:
         InputError: A class has no contig that is long enough, or no window without N.
@@ -124,8 +161,9 @@ class LabelledWindows:
         by_length: bool = True,
         drop_n: bool = True,
         match_gc: bool = False,
+        max_masked: float | None = None,
     ):
-        self.genomes, self.length, self.seed, self.drop_n = genomes, length, seed, drop_n
+        self.genomes, self.length, self.seed, self.drop_n, self.max_masked = genomes, length, seed, drop_n, max_masked
         self.labels = tuple(dict.fromkeys(contig.label for contig in contigs))
         self._contigs = {
             label: [c for c in contigs if c.label == label and c.length >= length] for label in self.labels
@@ -147,6 +185,14 @@ class LabelledWindows:
         """Give window `index` of an epoch (both from 0)."""
         generator = np.random.default_rng([self.seed, epoch, index])
         return self._draw(self.labels[int(generator.integers(len(self.labels)))], generator)
+
+    def place_of(self, label: str, epoch: int, index: int) -> Place:
+        """Give a window of one class; a draw of its own for each epoch and index."""
+        return self._draw(label, np.random.default_rng([self.seed, 2**35, self.labels.index(label), epoch, index]))
+
+    def try_class(self, label: str) -> None:
+        """Raise an InputError if the class has no window."""
+        self.place_of(label, 0, 0)
 
     def places(self, number: int) -> list[Place]:
         """Give a fixed set for evaluation: classes in turn, so that their numbers differ by at most one, none twice."""
@@ -176,12 +222,16 @@ class LabelledWindows:
                 ends = np.array([start + self.length])
                 if int(self.genomes[contig.genome].count_n(contig.contig, np.array([start]), ends)[0]):
                     continue
+            if self.max_masked is not None:
+                window = self.genomes[contig.genome].stored(contig.contig, start, start + self.length)
+                if np.count_nonzero(window & SOFT_MASK) > self.max_masked * self.length:
+                    continue
             if self._accepted is not None and generator.random() >= self._accepted[label][self._gc_bin(place)]:
                 continue
             return place
         raise InputError(
-            f"class {label}: {MAX_TRIES} draws found no window of {self.length:,} bases without N and with the share of G and "
-            f"C that is asked for; take shorter windows"
+            f"class {label}: {MAX_TRIES} draws found no window of {self.length:,} bases without N, and with the share of G "
+            f"and C or of repeats that is asked for; take shorter windows"
         )
 
     def _gc_bin(self, place: Place) -> int:

@@ -27,6 +27,9 @@ class SequenceClassifier(nn.Module):
         InputError: Fewer than two labels, one twice, or the pooling is unknown.
     """
 
+    center_D: Tensor
+    spread_D: Tensor
+
     def __init__(self, config: BackboneConfig, labels: Sequence[str], pooling: str = "last"):
         super().__init__()
         if len(labels) < 2 or len(set(labels)) < len(labels):
@@ -38,6 +41,17 @@ class SequenceClassifier(nn.Module):
         self.head = nn.Linear(config.width, len(labels))
         nn.init.normal_(self.head.weight, std=config.width**-0.5)
         nn.init.zeros_(self.head.bias)
+        self.register_buffer("center_D", torch.zeros(config.width))
+        self.register_buffer("spread_D", torch.ones(config.width))
+
+    def standardize(self, vectors_ND: Tensor) -> None:
+        """From now on give the head vectors of mean 0 and standard deviation 1, as these have them; part of the model.
+
+        What tells classes apart is small beside what all sequences share, above all in means over thousands of positions:
+        without this the head learns slowly (docs/species.md has numbers).
+        """
+        self.center_D.copy_(vectors_ND.double().mean(0))
+        self.spread_D.copy_(vectors_ND.double().std(0).clamp_min(1e-6))
 
     @classmethod
     def from_language_model(cls, model: DnaMamba, labels: Sequence[str], pooling: str = "last") -> "SequenceClassifier":
@@ -75,7 +89,8 @@ class SequenceClassifier(nn.Module):
     def scores(self, vectors_BD: Tensor) -> Tensor:
         """Give scores_BK of the vectors of sequences; the head runs outside autocast."""
         with torch.autocast(vectors_BD.device.type, enabled=False):
-            return self.head(vectors_BD.to(self.head.weight.dtype))
+            vectors_BD = (vectors_BD.to(self.head.weight.dtype) - self.center_D) / self.spread_D
+            return self.head(vectors_BD)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Give scores_BK of whole sequences, read at once."""

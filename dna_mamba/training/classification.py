@@ -20,13 +20,19 @@ def _bounds(length: int, piece_bases: int) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def scores_in_pieces(model: SequenceClassifier, tokens_BT: Tensor, piece_bases: int) -> Tensor:
-    """Score sequences of any length in memory for one piece; the same as `model(tokens_BT)` up to rounding."""
+def vectors_in_pieces(model: SequenceClassifier, tokens_BT: Tensor, piece_bases: int) -> Tensor:
+    """Give the vectors of sequences of any length in memory for one piece; the same as of one pass up to rounding."""
     parts, state = [], None
     for start, end in _bounds(tokens_BT.shape[1], piece_bases):
         part_BD, state = model.part(tokens_BT[:, start:end], state)
         parts.append(part_BD)
-    return model.scores(model.combine(torch.stack(parts), tokens_BT.shape[1]))
+    return model.combine(torch.stack(parts), tokens_BT.shape[1])
+
+
+@torch.no_grad()
+def scores_in_pieces(model: SequenceClassifier, tokens_BT: Tensor, piece_bases: int) -> Tensor:
+    """Score sequences of any length in memory for one piece; the same as `model(tokens_BT)` up to rounding."""
+    return model.scores(vectors_in_pieces(model, tokens_BT, piece_bases))
 
 
 def backward_of_classes(

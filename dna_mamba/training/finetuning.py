@@ -1,8 +1,10 @@
 # Shapes: B windows, T positions, K classes
 """Fine-tuning a classifier on windows of labelled genomes, after the recipe of the Mamba paper."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,11 +15,13 @@ from dna_mamba.data.labelled import LabelledWindows, Place
 from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError, StoppedError
 from dna_mamba.model.classifier import SequenceClassifier
-from dna_mamba.training.classification import backward_of_classes, scores_in_pieces
+from dna_mamba.training.classification import backward_of_classes, scores_in_pieces, vectors_in_pieces
 from dna_mamba.training.optimizer import OptimizerConfig
 
 FIRST_LENGTH = 2**14
 """Where length warm-up begins."""
+STATISTICS_EPOCH = 2**34
+"""Epoch of the draws that standardize vectors: none that trains."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,11 +42,17 @@ class FinetuneConfig:
     )
     piece_bases: int = 2**14
     """Positions computed at once; shorter windows are batched up to this."""
+    standardize_windows: int = 256
+    """Training windows whose vectors give the head its zero and its unit; 0 leaves vectors as they are, as in the paper."""
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "epochs", "steps_per_epoch", "batch", "piece_bases"):
             if not 1 <= getattr(self, name) <= 2**40:
                 raise InputError(f"finetune: {name} {getattr(self, name)} must lie between 1 and 2^40")
+        if not 0 <= self.standardize_windows <= 2**20 or self.standardize_windows == 1:
+            raise InputError(
+                f"finetune: standardize_windows {self.standardize_windows} must be 0, or lie between 2 and 2^20"
+            )
         if len(self.epoch_lengths()) > self.epochs:
             raise InputError(
                 f"finetune: {self.epochs} epochs are too few for length warm-up from {FIRST_LENGTH:,} to {self.seq_len:,} "
@@ -79,11 +89,27 @@ def batch_of(windows: LabelledWindows, places: Sequence[Place], labels: Sequence
     return tokens_BT, torch.tensor([list(labels).index(place.label) for place in places])
 
 
+@torch.no_grad()
+def standardize(model: SequenceClassifier, windows: LabelledWindows, config: FinetuneConfig) -> None:
+    """Set the zero and the unit of a classifier's vectors from training windows of their own draw."""
+    device = model.head.weight.device
+    at_once = max(1, config.piece_bases // windows.length)
+    vectors = []
+    for first in range(0, config.standardize_windows, at_once):
+        last = min(first + at_once, config.standardize_windows)
+        places = [windows.place(STATISTICS_EPOCH, i) for i in range(first, last)]
+        tokens_BT, _ = batch_of(windows, places, model.labels)
+        vectors.append(vectors_in_pieces(model, tokens_BT.to(device), config.piece_bases))
+    model.standardize(torch.cat(vectors))
+
+
 def finetune(
     model: SequenceClassifier,
     windows_of: Callable[[int], LabelledWindows],
     config: FinetuneConfig,
     *,
+    optimizer: torch.optim.Optimizer | None = None,
+    first_step: int = 0,
     on_step: Callable[[FinetuneStep], None] | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> None:
@@ -93,6 +119,8 @@ def finetune(
         model: The classifier.
         windows_of: Gives the training windows of a length; window i of epoch e is drawn from its seed, e and i alone.
         config: The recipe.
+        optimizer: With its state, to go on; without it a new one.
+        first_step: Steps that were done before.
         on_step: Called after each step.
         on_epoch: Called after each epoch, with its number from 0.
 
@@ -100,40 +128,57 @@ def finetune(
         StoppedError: A loss is not finite.
     """
     device = model.head.weight.device
-    optimizer, num_steps = config.optimizer.build(model), config.epochs * config.steps_per_epoch
-    step = 0
-    for epoch, length in enumerate(config.epoch_lengths()[: config.epochs]):
-        windows = windows_of(length)
-        at_once = max(1, config.piece_bases // length)
-        for number in range(config.steps_per_epoch):
-            places = [windows.place(epoch, number * config.batch + i) for i in range(config.batch)]
+    optimizer = optimizer or config.optimizer.build(model)
+    num_steps = config.epochs * config.steps_per_epoch
+    lengths = config.epoch_lengths()
+    if first_step == 0 and config.standardize_windows:
+        standardize(model, windows_of(config.seq_len), config)
+    windows_of = functools.cache(windows_of)
+
+    def read(step: int) -> list[tuple[Tensor, Tensor]]:
+        epoch, number = divmod(step, config.steps_per_epoch)
+        windows = windows_of(lengths[epoch])
+        places = [windows.place(epoch, number * config.batch + i) for i in range(config.batch)]
+        at_once = max(1, config.piece_bases // windows.length)
+        return [
+            batch_of(windows, places[first : first + at_once], model.labels)
+            for first in range(0, config.batch, at_once)
+        ]
+
+    with ThreadPoolExecutor(1) as reader:  # the windows of a step are read while the one before it is computed
+        following = reader.submit(read, first_step) if first_step < num_steps else None
+        for step in range(first_step, num_steps):
+            assert following is not None
+            parts = following.result()
+            following = reader.submit(read, step + 1) if step + 1 < num_steps else None
+            rate = config.optimizer.rate(step, num_steps)
+            losses, right = [], []
             optimizer.zero_grad(set_to_none=True)
-            loss, right = 0.0, 0
-            for first in range(0, config.batch, at_once):
-                tokens_BT, targets_B = batch_of(windows, places[first : first + at_once], model.labels)
-                targets_B = targets_B.to(device)
+            for tokens_BT, targets_B in parts:
+                targets_B = targets_B.to(device, non_blocking=True)
                 part, scores_BK = backward_of_classes(
-                    model, tokens_BT.to(device), targets_B, divisor=config.batch, piece_bases=config.piece_bases
-                )
-                loss += float(part)
-                right += int((scores_BK.argmax(1) == targets_B).sum())
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip))
+                    model, tokens_BT.to(device, non_blocking=True), targets_B, divisor=config.batch,
+                    piece_bases=config.piece_bases,
+                )  # fmt: skip
+                losses.append(part)
+                right.append((scores_BK.argmax(1) == targets_B).sum())
+            gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip)
+            loss, norm = float(torch.stack(losses).sum()), float(gradient_norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise StoppedError(f"step {step + 1}: the loss ({loss}) or its gradient (norm {norm}) is not finite")
-            rate = config.optimizer.rate(step, num_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
-            step += 1
+            epoch = step // config.steps_per_epoch
             if on_step:
                 on_step(
                     FinetuneStep(
-                        step=step, epoch=epoch, window_bases=length, loss=loss, accuracy=right / config.batch,
-                        gradient_norm=norm, learning_rate=rate,
+                        step=step + 1, epoch=epoch, window_bases=lengths[epoch], loss=loss,
+                        accuracy=int(torch.stack(right).sum()) / config.batch, gradient_norm=norm, learning_rate=rate,
                     )
                 )  # fmt: skip
-        if on_epoch:
-            on_epoch(epoch)
+            if on_epoch and (step + 1) % config.steps_per_epoch == 0:
+                on_epoch(epoch)
 
 
 @torch.no_grad()

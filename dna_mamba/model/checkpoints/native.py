@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.mixers.mamba import MambaConfig
 
 FORMAT_VERSION = 1
+LANGUAGE_MODEL, CLASSIFIER = "dna-mamba", "dna-mamba-classifier"
 TIED = "lm_head.weight"
 
 
@@ -69,13 +71,25 @@ def save_pretrained(model: DnaMamba, path: Path, policy: dict[str, Any]) -> None
         path: The directory; made if it is not there.
         policy: How its training treated N, strands and the ends of windows, as plain values.
     """
+    _save(model, path, {"model_type": LANGUAGE_MODEL, "backbone": asdict(model.config), "policy": policy})
+
+
+def save_classifier(model: SequenceClassifier, path: Path, training: dict[str, Any]) -> None:
+    """Write the directory of a classifier; each file is replaced whole.
+
+    Args:
+        model: The classifier.
+        path: The directory; made if it is not there.
+        training: What its windows were, as plain values: seq_len, manifest and so on.
+    """
+    about = {"labels": list(model.labels), "pooling": model.pooling, "training": training}
+    _save(model, path, {"model_type": CLASSIFIER, "backbone": asdict(model.config), **about})
+
+
+def _save(model: nn.Module, path: Path, config: dict[str, Any]) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    config = {
-        "model_type": "dna-mamba",
-        "format_version": FORMAT_VERSION,
-        "backbone": asdict(model.config),
-        "policy": policy,
-    }
+    model_type = config.pop("model_type")
+    config = {"model_type": model_type, "format_version": FORMAT_VERSION, **config}
     _replace(path / "model.safetensors", save_safetensors(unshared_tensors(model), metadata={"format": "pt"}))
     _replace(path / "config.json", (json.dumps(config, indent=1) + "\n").encode())
 
@@ -111,33 +125,62 @@ def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, A
     Raises:
         InputError: The directory is none of ours, is damaged, or its tensors do not fit its configuration.
     """
-    path = Path(path)
+    config, tensors, where = _read(Path(path), LANGUAGE_MODEL)
+    model = DnaMamba(_backbone_config(config.get("backbone"), where))
+    copy_tensors(model, tensors, where)
+    policy = config.get("policy")
+    if not isinstance(policy, dict):
+        raise InputError(f"{where} lacks the policy (how N, strands and ends of windows were treated)")
+    return model.eval(), policy
+
+
+def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceClassifier, dict[str, Any]]:
+    """Load the directory of a classifier.
+
+    Returns:
+        The classifier on the CPU in evaluation mode, and what its windows were, as plain values.
+
+    Raises:
+        InputError: The directory is none of ours, is damaged, or its tensors do not fit its configuration.
+    """
+    config, tensors, where = _read(Path(path), CLASSIFIER)
+    labels, pooling, training = (config.get(key) for key in ("labels", "pooling", "training"))
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"{where}: labels must be a list of names, not {labels!r}")
+    if not isinstance(training, dict):
+        raise InputError(f"{where} lacks the section 'training'")
+    model = SequenceClassifier(_backbone_config(config.get("backbone"), where), labels, str(pooling))
+    copy_tensors(model, tensors, where)
+    return model.eval(), training
+
+
+def _read(path: Path, model_type: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Read both files of a model directory of this type."""
     file = path / "config.json"
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError:
         raise InputError(f"{path} is no model directory: it has no config.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("model_type") != "dna-mamba":
-        raise InputError(f"{file} does not describe a dna-mamba model (its model_type is not 'dna-mamba')")
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != model_type:
+        kinds = {LANGUAGE_MODEL: "a language model (from pretrain)", CLASSIFIER: "a classifier (from finetune)"}
+        is_other = f"is {kinds[found]}" if isinstance(found, str) and found in kinds else "is no dna-mamba model"
+        raise InputError(
+            f"{path} {is_other} by its config.json; {kinds[model_type]} is needed: model_type {model_type!r}"
+        )
     if config.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{file} has format version {config.get('format_version')!r}, this dna-mamba reads {FORMAT_VERSION}"
         )
-    model = DnaMamba(_backbone_config(config.get("backbone"), str(file)))
     weights = path / "model.safetensors"
     try:
-        tensors = load_safetensors(weights.read_bytes())
+        return config, load_safetensors(weights.read_bytes()), str(path)
     except OSError as error:
         raise InputError(f"cannot read {weights}: {error.strerror}") from error
     except SafetensorError as error:
         raise InputError(f"{weights} is damaged or no safetensors file: {error}") from error
-    copy_tensors(model, tensors, str(weights))
-    policy = config.get("policy")
-    if not isinstance(policy, dict):
-        raise InputError(f"{file} lacks the policy (how N, strands and ends of windows were treated)")
-    return model.eval(), policy
 
 
 def _backbone_config(values: Any, where: str) -> BackboneConfig:

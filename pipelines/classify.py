@@ -1,0 +1,249 @@
+# Shapes: B sequences, T positions, K classes
+"""Class probabilities of records, intervals or windows, each read in full in memory that does not grow with its length."""
+
+import csv
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dna_mamba.data.build import Progress
+from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.intervals import Interval, read_bed
+from dna_mamba.data.vocabulary import A, tokens_of_store
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import ModelState
+from dna_mamba.model.checkpoints.native import load_classifier
+from dna_mamba.model.classifier import SequenceClassifier
+from dna_mamba.pipelines.pretrain import load_genome
+
+PIECES = {"cpu": 2**14, "cuda": 2**20}
+"""Positions computed at once; probabilities do not depend on it (up to rounding)."""
+MOST_AT_ONCE = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifyConfig:
+    """What to classify."""
+
+    model: Path
+    """Model directory of a classifier, a fine-tuning run with one length, or the folder of a length in it."""
+    sequences: str
+    """FASTA (plain, gzip, bgzip), GenBank or genome store: a row a record; or BED, with a genome: a row an interval."""
+    genome: str | None = None
+    """Genome that a BED refers to."""
+    window_bases: int | None = None
+    """A row for each window of so many bases, side by side, the last one shorter; none reads records in full."""
+    out: Path | None = None
+    device: str = "auto"
+    piece_bases: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window_bases is not None and self.window_bases < 1:
+            raise InputError(f"--window {self.window_bases} must be at least 1 base")
+        if self.piece_bases is not None and self.piece_bases < 1:
+            raise InputError(f"piece_bases {self.piece_bases} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One answer."""
+
+    interval: Interval
+    name: str
+    label: str
+    probabilities: tuple[float, ...]
+    share_n: float
+    """Of the bases that are none of A, C, G and T."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyResult:
+    """What was classified."""
+
+    labels: tuple[str, ...]
+    num_rows: int
+    num_bases: int
+    seconds: float
+    counts: dict[str, int]
+    """Rows by answer."""
+
+
+def find_classifier(path: Path) -> Path:
+    """Find the model directory from a run with one length, the folder of a length, or the directory itself.
+
+    Raises:
+        InputError: There is none, or there are several.
+    """
+    for folder in (path, path / "model"):
+        if (folder / "config.json").exists():
+            return folder
+    found = sorted((path / "lengths").glob("*/model/config.json"), key=lambda file: int(file.parts[-3]))
+    if len(found) == 1:
+        return found[0].parent
+    if found:
+        lengths = ", ".join(file.parts[-3] for file in found)
+        raise InputError(f"{path} has models of lengths {lengths}; name one, such as {found[-1].parent}")
+    raise InputError(f"{path} is neither a classifier nor a fine-tuning run: no config.json found")
+
+
+def labels_of(path: Path) -> tuple[str, ...]:
+    """Name the classes of a classifier."""
+    return load_classifier(find_classifier(path))[0].labels
+
+
+def _intervals(config: ClassifyConfig, genome: GenomeStore, bed: bool) -> Iterator[tuple[Interval, str]]:
+    """Give what is read, with its name."""
+    if bed:
+        whole = []
+        for line, interval, columns in read_bed(Path(config.sequences)):
+            length = genome.contig(interval.contig).length
+            if interval.end > length:
+                raise InputError(
+                    f"{config.sequences}, line {line}: {interval} ends past {interval.contig}, which has {length:,} bases"
+                )
+            whole.append((interval, columns[0] if columns else str(interval)))
+    else:
+        whole = [(Interval(c.name, 0, c.length), c.name) for c in genome.manifest.contigs if c.length]
+    for interval, name in whole:
+        step = config.window_bases or len(interval)
+        for start in range(interval.start, interval.end, step):
+            yield Interval(interval.contig, start, min(start + step, interval.end), interval.strand), name
+
+
+def _is_bed(path: str) -> bool:
+    return path.removesuffix(".gz").endswith(".bed")
+
+
+def run(
+    config: ClassifyConfig,
+    *,
+    on_row: Callable[[Row], None] | None = None,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> ClassifyResult:
+    """Classify, and write a table (TSV) if `out` is given; the table is whole or absent.
+
+    Raises:
+        InputError: The model, the sequences or the output is at fault.
+    """
+    started = time.monotonic()
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"device {config.device!r} is not here; choose auto or cpu")
+    model, _ = load_classifier(find_classifier(config.model))
+    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
+    bed = _is_bed(config.sequences)
+    if bed and config.genome is None:
+        raise InputError(f"{config.sequences} names intervals; say of which genome with --genome")
+    if not bed and config.genome is not None:
+        raise InputError(f"--genome goes with a BED file; {config.sequences} does not end in .bed")
+    genome = load_genome(str(config.genome) if bed else config.sequences, on_progress, warn)
+    counts = dict.fromkeys(model.labels, 0)
+    num_rows = num_bases = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal num_rows, num_bases
+        for row in classify(model, genome, _intervals(config, genome, bed), config.piece_bases or PIECES[device]):
+            counts[row.label] += 1
+            num_rows, num_bases = num_rows + 1, num_bases + len(row.interval)
+            if on_row:
+                on_row(row)
+            yield row
+
+    if config.out is None:
+        for _ in rows():
+            pass
+    else:
+        _write(config.out, model.labels, rows())
+    return ClassifyResult(
+        labels=model.labels, num_rows=num_rows, num_bases=num_bases, seconds=time.monotonic() - started, counts=counts
+    )
+
+
+def columns_of(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Name the columns of the table."""
+    return ("contig", "start", "end", "strand", "name", "label", "share_n", *(f"p_{label}" for label in labels))
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    """Give a row of the table; coordinates are 0-based, end excluded."""
+    i = row.interval
+    numbers = (f"{p:.6g}" for p in row.probabilities)
+    return (i.contig, str(i.start), str(i.end), i.strand, row.name, row.label, f"{row.share_n:.4g}", *numbers)
+
+
+def _write(out: Path, labels: tuple[str, ...], rows: Iterator[Row]) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another -o") from error
+    unfinished = Path(name)
+    try:
+        with os.fdopen(handle, "w", newline="") as file:
+            table = csv.writer(file, delimiter="\t", lineterminator="\n")
+            table.writerow(columns_of(labels))
+            for row in rows:
+                table.writerow(cells_of(row))
+        unfinished.chmod(0o644)
+        unfinished.replace(out)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+@torch.no_grad()
+def classify(
+    model: SequenceClassifier, genome: GenomeStore, intervals: Iterator[tuple[Interval, str]], piece_bases: int
+) -> Iterator[Row]:
+    """Give a row for each interval, in order; neighbours of one length are read together, long ones in pieces."""
+    waiting: list[tuple[Interval, str]] = []
+    for interval, name in intervals:
+        fits = waiting and len(waiting[0][0]) == len(interval) and (len(waiting) + 1) * len(interval) <= piece_bases
+        if waiting and not (fits and len(waiting) < MOST_AT_ONCE):
+            yield from _rows(model, genome, waiting, piece_bases)
+            waiting = []
+        waiting.append((interval, name))
+    if waiting:
+        yield from _rows(model, genome, waiting, piece_bases)
+
+
+def _rows(
+    model: SequenceClassifier, genome: GenomeStore, some: list[tuple[Interval, str]], piece_bases: int
+) -> Iterator[Row]:
+    device = model.head.weight.device
+    length = len(some[0][0])
+    parts: list[torch.Tensor] = []
+    state: ModelState | None = None
+    num_n = np.zeros(len(some), np.int64)
+    for start in range(0, length, piece_bases):
+        tokens = np.stack([_piece(genome, interval, start, min(start + piece_bases, length)) for interval, _ in some])
+        num_n += (tokens > A + 3).sum(1)
+        part_BD, state = model.part(torch.from_numpy(tokens).to(device), state)
+        parts.append(part_BD)
+        if model.pooling == "last":
+            parts = parts[-1:]
+        elif len(parts) == 1024:  # a chromosome in pieces would otherwise keep all their vectors
+            parts = [torch.stack(parts).amax(0) if model.pooling == "max" else torch.stack(parts).double().sum(0)]
+    dtype = torch.promote_types(parts[0].dtype, parts[-1].dtype)
+    scores_BK = model.scores(model.combine(torch.stack([part.to(dtype) for part in parts]), length))
+    for (interval, name), probabilities, n in zip(
+        some, scores_BK.double().softmax(1).tolist(), num_n.tolist(), strict=True
+    ):
+        label = model.labels[int(np.argmax(probabilities))]
+        yield Row(interval=interval, name=name, label=label, probabilities=tuple(probabilities), share_n=n / length)
+
+
+def _piece(genome: GenomeStore, interval: Interval, start: int, end: int) -> np.ndarray:
+    """Read positions start to end - 1 of an interval, counted along its strand, as token ids."""
+    if interval.strand == "-":
+        return genome.tokens(Interval(interval.contig, interval.end - end, interval.end - start, "-"))
+    return tokens_of_store(genome.stored(interval.contig, interval.start + start, interval.start + end))

@@ -1,0 +1,644 @@
+# Shapes: N windows, K classes
+"""Fine-tune a classifier of labelled genomes at one or more window lengths, beside baselines on the same windows."""
+
+import csv
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dna_mamba.data.build import Progress
+from dna_mamba.data.labelled import LabelledWindows, Place, write_places
+from dna_mamba.errors import InputError, TerminatedError, nearest
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.native import from_pretrained, load_classifier, save_classifier, unshared_tensors
+from dna_mamba.model.classifier import POOLINGS, SequenceClassifier
+from dna_mamba.model.config import BackboneConfig
+from dna_mamba.pipelines import run_directory
+from dna_mamba.pipelines.class_metrics import Baseline, ClassReport, Share, baselines, draw_confusion, report
+from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
+from dna_mamba.pipelines.evaluate import find_model
+from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, LabelledGenomes, describe, identity, open_labelled
+from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig, likelihood_ratio
+from dna_mamba.pipelines.oracle import attainable, counted, read_truth
+from dna_mamba.pipelines.planning import choose_cut, this_gpu
+from dna_mamba.pipelines.pretrain import Interrupted
+from dna_mamba.pipelines.simulate import TRUTH
+from dna_mamba.training import checkpoint
+from dna_mamba.training.finetuning import FinetuneConfig, FinetuneStep, finetune, probabilities
+from dna_mamba.training.optimizer import OptimizerConfig
+
+MOST_BASELINE_BASES = 1 << 28
+"""Windows of the baselines are fewer where they would hold more."""
+MAX_MASKED = 0.1
+"""Largest share of soft-masked bases in the windows that are called free of repeats."""
+COLUMNS = ("step", "epoch", "window_bases", "loss", "accuracy", "gradient_norm", "learning_rate")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeciesEvaluationConfig:
+    """What is scored."""
+
+    valid_windows: int = 1000
+    """After each epoch; the best epoch is kept."""
+    test_windows: int = 2000
+    """Once, at the end."""
+    baseline_windows: int = 4000
+    """Training windows of the k-mer and GC baselines; 0 leaves them out."""
+    likelihood_ratio: LikelihoodRatioConfig = field(default_factory=LikelihoodRatioConfig)
+    repeats_stripped: bool = True
+    """Score windows with few soft-masked bases too, where all assemblies are soft-masked."""
+
+    def __post_init__(self) -> None:
+        for name in ("valid_windows", "test_windows"):
+            if not 2 <= getattr(self, name) <= 10**7:
+                raise InputError(f"evaluation: {name} {getattr(self, name)} must lie between 2 and 10,000,000")
+        if not 0 <= self.baseline_windows <= 10**7:
+            raise InputError(f"evaluation: baseline_windows {self.baseline_windows} must lie between 0 and 10,000,000")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneSpeciesConfig:
+    """A fine-tuning run in full."""
+
+    preset: str = "paper"
+    data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
+    seq_lens: tuple[int, ...] = (1024,)
+    """Window lengths, one classifier each."""
+    checkpoint: str | None = None
+    """Run or model directory to begin with, perhaps with {seq_len} in it; none trains from scratch."""
+    model: BackboneConfig = field(default_factory=lambda: BackboneConfig(pattern="M" * 12, width=128))
+    """Sizes from scratch; with a checkpoint its own count."""
+    pooling: str = "last"
+    frozen: bool = False
+    """Train the head alone."""
+    recipe: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(seq_len=1024))
+    """Its seq_len is replaced by each of seq_lens."""
+    evaluation: SpeciesEvaluationConfig = field(default_factory=SpeciesEvaluationConfig)
+    piece_bases: int | None = None
+    """Positions computed at once; none chooses from the memory of the GPU."""
+    checkpoint_every_steps: int = 256
+    device: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.data.manifest:
+            raise InputError(
+                "finetune species needs --manifest: a YAML file, or great-apes or hyenadna-5 from the package"
+            )
+        if self.pooling not in POOLINGS:
+            raise InputError(
+                f"pooling {self.pooling!r} is unknown{nearest(self.pooling, POOLINGS)}; choose {', '.join(POOLINGS)}"
+            )
+        if self.frozen and self.checkpoint is None:
+            raise InputError("--frozen trains the head of a pretrained model; name one with --checkpoint")
+        if not self.seq_lens or len(set(self.seq_lens)) < len(self.seq_lens):
+            raise InputError(f"seq_lens {list(self.seq_lens)} must be one or more different lengths")
+        for length in self.seq_lens:
+            self.recipe_of(length)
+        if self.checkpoint_every_steps < 1:
+            raise InputError(f"checkpoint_every_steps {self.checkpoint_every_steps} must be at least 1")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"device {self.device!r} is unknown; choose auto, cpu or cuda")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise InputError(f"precision {self.precision!r} is unknown; choose auto, fp32 or bf16")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed {self.seed} must lie between 0 and 2^63 - 1")
+
+    def recipe_of(self, length: int) -> FinetuneConfig:
+        """Give the recipe at a window length."""
+        return replace(self.recipe, seq_len=length)
+
+
+def paper(manifest: str) -> FinetuneSpeciesConfig:
+    """The Mamba paper's recipe; only the vectors are standardized, which the paper does not do."""
+    return FinetuneSpeciesConfig(data=LabelledDataConfig(manifest=manifest))
+
+
+def small(manifest: str) -> FinetuneSpeciesConfig:
+    """Minutes on two CPU cores: mean pooling, 4 epochs of 75 steps of 8 windows, from the model in the package."""
+    return FinetuneSpeciesConfig(
+        preset="small",
+        data=LabelledDataConfig(manifest=manifest),
+        checkpoint="human-4x64",
+        pooling="mean",
+        recipe=FinetuneConfig(
+            seq_len=1024,
+            epochs=4,
+            steps_per_epoch=75,
+            batch=8,
+            optimizer=OptimizerConfig(peak_rate=3e-3, final_rate=1e-5, warmup_share=0.1),
+        ),
+        evaluation=SpeciesEvaluationConfig(valid_windows=200, test_windows=600, baseline_windows=3000),
+    )
+
+
+PRESETS = {"paper": paper, "small": small}
+
+
+def preset(name: str, manifest: str) -> FinetuneSpeciesConfig:
+    """Find a preset by name."""
+    if name not in PRESETS:
+        raise InputError(f"preset {name!r} is unknown{nearest(name, PRESETS)}; choose {', '.join(PRESETS)}")
+    return PRESETS[name](manifest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthResult:
+    """What one classifier and its baselines reached."""
+
+    seq_len: int
+    began_with: str
+    """Checkpoint, or 'scratch'."""
+    rows: tuple[dict[str, Any], ...]
+    """Name, detail, accuracy (correct, number, value, low, high) and, where it is a classifier, its report."""
+    seconds: float
+    bases: int
+    """Seen in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSpeciesResult:
+    """All lengths."""
+
+    out: Path
+    labels: tuple[str, ...]
+    lengths: tuple[LengthResult, ...]
+
+
+def resolve(config: FinetuneSpeciesConfig) -> FinetuneSpeciesConfig:
+    """Replace 'auto' by what it means on this machine, and paths by absolute ones."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+    precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
+    data = config.data
+
+    def absolute(name: str | None) -> str | None:
+        return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
+
+    data = replace(
+        data, manifest=absolute(data.manifest) or "", genomes=absolute(data.genomes), split=absolute(data.split)
+    )
+    return replace(config, data=data, checkpoint=absolute(config.checkpoint), device=device, precision=precision)
+
+
+def _begin(
+    config: FinetuneSpeciesConfig, length: int, labels: Sequence[str]
+) -> tuple[SequenceClassifier, DnaMamba, str]:
+    """Make the classifier of a length, and the language model that it begins with."""
+    torch.manual_seed(config.seed)
+    if config.checkpoint is None:
+        language_model, name = DnaMamba(config.model), "scratch"
+        return SequenceClassifier.from_language_model(language_model, labels, config.pooling), language_model, name
+    name = config.checkpoint.replace("{seq_len}", str(length))
+    directory, _ = find_model(Path(name))
+    language_model, _ = from_pretrained(directory)
+    classifier = SequenceClassifier.from_language_model(language_model, labels, config.pooling)
+    classifier.backbone.requires_grad_(not config.frozen)
+    return classifier, language_model, name
+
+
+def check(config: FinetuneSpeciesConfig, genomes: LabelledGenomes) -> dict[int, str]:
+    """Try all that can go wrong before anything is written; give what each length begins with.
+
+    Raises:
+        InputError: A checkpoint is missing, or a class has no window of a length in some part.
+    """
+    begins = {}
+    for length in config.seq_lens:
+        _, _, begins[length] = _begin(config, length, genomes.labels)
+        for number, part in enumerate(("train", "valid", "test")):
+            windows = genomes.windows(part, length, config.seed + number, config.data)
+            windows.place(0, 0)
+            for label in genomes.labels:
+                windows.try_class(label)
+    return begins
+
+
+def plan_as_text(
+    config: FinetuneSpeciesConfig, *, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+) -> str:
+    """Check everything that a run needs, and say what it would do."""
+    config = resolve(config)
+    genomes = open_labelled(config.data, on_progress=on_progress, warn=warn)
+    lines = []
+    for part in ("train", "valid", "test", "left_out"):
+        contigs = getattr(genomes.split, part)
+        each = ", ".join(f"{label} {sum(c.length for c in contigs if c.label == label):,}" for label in genomes.labels)
+        lines.append(f"{part.replace('_', ' ')}: {each} bases")
+    for length, began_with in check(config, genomes).items():
+        recipe = config.recipe_of(length)
+        stages: dict[int, int] = {}
+        for window in recipe.epoch_lengths()[: recipe.epochs]:
+            stages[window] = stages.get(window, 0) + 1
+        steps = ", ".join(
+            f"{count} x {recipe.steps_per_epoch:,} steps of {window:,}" for window, count in stages.items()
+        )
+        bases = sum(window * count for window, count in stages.items()) * recipe.steps_per_epoch * recipe.batch
+        lines.append(f"windows of {length:,} bases from {began_with}: {steps}; batch {recipe.batch}, {bases:,} bases")
+    return "\n".join(lines)
+
+
+def run(
+    config: FinetuneSpeciesConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> FinetuneSpeciesResult:
+    """Fine-tune and score at every length, and write a run directory.
+
+    Args:
+        config: What to do.
+        out: The run directory.
+        resume: Go on with the run in `out`.
+        overwrite: Replace the run in `out`.
+        on_progress: Called while a FASTA is packed.
+        say: Called with what is being done.
+        warn: Called with sentences that deserve attention.
+
+    Raises:
+        InputError: Something in the configuration, the data or the run directory is at fault.
+        StoppedError: A loss was not finite.
+        Interrupted: SIGINT or SIGTERM came; the run can be resumed.
+    """
+    say = say or (lambda words: None)
+    config = resolve(config)
+    genomes = open_labelled(config.data, on_progress=on_progress, warn=warn)
+    begins = check(config, genomes)
+    lock = run_directory.prepare(out, resume=resume, overwrite=overwrite)
+    step = 0
+    try:
+        if resume:
+            _check_same(config, genomes, out)
+        else:
+            run_directory.write_text(out / "config.yaml", dump_yaml(config))
+            run_directory.write_json(
+                out / "run.json",
+                {
+                    "command": "finetune species",
+                    "versions": run_directory.versions(),
+                    "hardware": run_directory.hardware(config.device),
+                    "seed": config.seed,
+                    "labels": list(genomes.labels),
+                    "begins_with": {str(length): name for length, name in begins.items()},
+                    "identity": identity(genomes),
+                    **describe(genomes),
+                },
+            )
+        found = []
+        for length in config.seq_lens:
+            folder = out / "lengths" / str(length)
+            one = _read_result(folder / "results.json") if resume else None
+            if one is None:
+                one = _Length(config, genomes, length, folder, resume, say).run()
+            found.append(one)
+        result = FinetuneSpeciesResult(out=out, labels=genomes.labels, lengths=tuple(found))
+        run_directory.write_json(
+            out / "results.json", {"labels": list(genomes.labels), "lengths": [asdict(one) for one in found]}
+        )
+        draw_series(result, out / "accuracy.png")
+        return result
+    except TerminatedError as error:
+        newest = [checkpoint.list_checkpoints(path / "checkpoints") for path in (out / "lengths").glob("*")]
+        step = max((checkpoint.step_of(paths[-1]) for paths in newest if paths), default=0)
+        raise Interrupted(error.number, out, step) from error
+    finally:
+        lock.release()
+
+
+def config_of_run(out: Path) -> FinetuneSpeciesConfig:
+    """Read the configuration of a run."""
+    path = out / "config.yaml"
+    if not path.exists():
+        raise InputError(f"--resume: {out} holds no run to go on with (no config.yaml in it)")
+    return read_config(FinetuneSpeciesConfig, load_yaml(path), str(path))
+
+
+def _check_same(config: FinetuneSpeciesConfig, genomes: LabelledGenomes, out: Path) -> None:
+    old = config_of_run(out)
+    every = config.checkpoint_every_steps
+    if replace(old, seq_lens=config.seq_lens, device=config.device, checkpoint_every_steps=every) != config:
+        raise InputError(
+            f"--resume: these settings differ from those of {out}; leave them out, or choose another --out"
+        )
+    try:
+        recorded = json.loads((out / "run.json").read_text())["identity"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{out / 'run.json'} cannot be read: {error}; choose another --out") from error
+    if recorded != identity(genomes):
+        raise InputError(f"--resume: the genomes or their split are no longer those of {out}; choose another --out")
+
+
+def _read_result(path: Path) -> LengthResult | None:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return LengthResult(**{**values, "rows": tuple(values["rows"])})
+
+
+class _Length:
+    """One length of a run."""
+
+    def __init__(
+        self,
+        config: FinetuneSpeciesConfig,
+        genomes: LabelledGenomes,
+        length: int,
+        folder: Path,
+        resume: bool,
+        say: Callable[[str], None],
+    ):
+        self.config, self.genomes, self.length, self.folder, self.say = config, genomes, length, folder, say
+        self.classifier, self.language_model, self.began_with = _begin(config, length, genomes.labels)
+        self.recipe = config.recipe_of(length)
+        machine = this_gpu() if config.device == "cuda" else None
+        bases = min(self.recipe.batch * length, 2**62)
+        cut = choose_cut(self.classifier.config, config.precision, machine, [length], bases, kept_pieces=1)
+        self.recipe = replace(self.recipe, piece_bases=config.piece_bases or cut.piece_bases)
+        implementation = "cpu" if config.device == "cpu" else "triton"
+        self.classifier.use_implementation(implementation).to(config.device)
+        self.language_model.use_implementation(implementation)
+        self.classifier.backbone.recomputed_layers = 0 if config.piece_bases else cut.recomputed_layers
+        self.resume = resume
+        self.places = {
+            part: self._windows(part).places(getattr(config.evaluation, f"{part}_windows"))
+            for part in ("valid", "test")
+        }
+
+    def _windows(self, part: str, length: int | None = None, **options: Any) -> LabelledWindows:
+        seed = self.config.seed + ("train", "valid", "test", "held out").index(part)
+        return self.genomes.windows(part, length or self.length, seed, self.config.data, **options)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.config.device, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _report(self, model: SequenceClassifier, windows: LabelledWindows, places: Sequence[Place]) -> ClassReport:
+        model.eval()
+        with self._autocast():
+            found_NK, truth_N = probabilities(model, windows, places, self.recipe.piece_bases)
+        return report(found_NK, truth_N, self.genomes.labels)
+
+    def run(self) -> LengthResult:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for part, places in self.places.items():
+            write_places(self.folder / f"{part}.tsv", places, self.length)
+        started = time.monotonic()
+        bases = self._train()
+        seconds = time.monotonic() - started
+        rows = self._rows()
+        result = LengthResult(
+            seq_len=self.length, began_with=self.began_with, rows=tuple(rows), seconds=seconds, bases=bases
+        )
+        run_directory.write_json(self.folder / "results.json", asdict(result))
+        return result
+
+    def _train(self) -> int:
+        """Train, keep the best epoch in model/, and give the bases seen."""
+        checkpoints = self.folder / "checkpoints"
+        names = {id(parameter): name for name, parameter in self.classifier.named_parameters()}
+        optimizer = self.recipe.optimizer.build(self.classifier)
+        best: tuple[float, float] | None = None
+        first_step = 0
+        newest = checkpoint.list_checkpoints(checkpoints) if self.resume else []
+        if newest:
+            loaded = checkpoint.load(newest[-1])
+            self.classifier.load_state_dict({k: v.to(self.config.device) for k, v in loaded.model.items()})
+            trained = [(n, p) for n, p in self.classifier.named_parameters() if f"exp_avg.{n}" in loaded.optimizer]
+            checkpoint.load_optimizer_tensors(optimizer, trained, loaded.optimizer, str(newest[-1]))
+            first_step = int(loaded.counters["step"])
+            if loaded.counters["best"] is not None:
+                best = (float(loaded.counters["best"][0]), float(loaded.counters["best"][1]))
+            self.say(f"going on after step {first_step:,}")
+        metrics = self.folder / "metrics.csv"
+        _cut_rows(metrics, first_step)
+        valid = self._windows("valid")
+        total = self.recipe.epochs * self.recipe.steps_per_epoch
+        epoch_started = time.monotonic()
+        recent: list[FinetuneStep] = []
+
+        def save(step: int) -> None:
+            state = checkpoint.Checkpoint(
+                model=unshared_tensors(self.classifier),
+                optimizer=checkpoint.optimizer_tensors(optimizer, names),
+                rng=checkpoint.rng_tensors(),
+                counters={"step": step, "best": best},
+            )
+            checkpoint.save(checkpoints, step, state)
+            checkpoint.prune(checkpoints, 1, None)
+
+        with open(metrics, "a", newline="") as file:
+            rows = csv.writer(file)
+
+            def on_step(step: FinetuneStep) -> None:
+                recent.append(step)
+                rows.writerow([getattr(step, name) for name in COLUMNS])
+                file.flush()
+                if step.step % self.config.checkpoint_every_steps == 0 and step.step % self.recipe.steps_per_epoch:
+                    save(step.step)
+
+            def on_epoch(epoch: int) -> None:
+                nonlocal best, epoch_started
+                found = self._report(self.classifier, valid, self.places["valid"])
+                self.classifier.train()
+                seen = sum(self.recipe.batch * step.window_bases for step in recent)
+                speed = seen / max(1e-9, time.monotonic() - epoch_started)
+                self.say(
+                    f"{self.length:,} bases, epoch {epoch + 1}/{self.recipe.epochs} (windows of "
+                    f"{recent[-1].window_bases:,}): loss {np.mean([s.loss for s in recent]):.3f}, accuracy "
+                    f"{np.mean([s.accuracy for s in recent]):.3f}, on validation {found.accuracy.value:.3f} "
+                    f"({found.accuracy.low:.3f} to {found.accuracy.high:.3f}); {speed:,.0f} bases/s"
+                )
+                recent.clear()
+                epoch_started = time.monotonic()
+                now = (found.accuracy.value, -found.log_loss)
+                full_length = self.recipe.epoch_lengths()[epoch] == self.length
+                if full_length and (best is None or now > best):
+                    best = now
+                    about = {
+                        "seq_len": self.length,
+                        "manifest": self.genomes.manifest.name,
+                        "began_with": self.began_with,
+                        "epoch": epoch + 1,
+                        "piece_bases": self.recipe.piece_bases,
+                    }
+                    save_classifier(self.classifier, self.folder / "model", about)
+                save((epoch + 1) * self.recipe.steps_per_epoch)
+
+            if first_step < total:
+                with self._autocast():
+                    finetune(
+                        self.classifier, lambda length: self._windows("train", length), self.recipe,
+                        optimizer=optimizer, first_step=first_step, on_step=on_step, on_epoch=on_epoch,
+                    )  # fmt: skip
+        lengths = self.recipe.epoch_lengths()[: self.recipe.epochs]
+        return sum(lengths) * self.recipe.steps_per_epoch * self.recipe.batch
+
+    def _rows(self) -> list[dict[str, Any]]:
+        evaluation = self.config.evaluation
+        model, about = load_classifier(self.folder / "model")
+        model.use_implementation("cpu" if self.config.device == "cpu" else "triton").to(self.config.device)
+        test = self._windows("test")
+        self.say("scoring the test windows")
+        found = self._report(model, test, self.places["test"])
+        size = self.classifier.config.size
+        detail = f"began with {self.began_with}; epoch {about['epoch']} chosen on validation"
+        rows = [_row(f"Mamba {size}, {self.config.pooling}", detail, found.accuracy, found)]
+        draw_confusion(found, self.folder / "confusion.png", f"Mamba {size} on windows of {self.length:,} bases")
+        rows += self._controls(model)
+        number = min(evaluation.baseline_windows, MOST_BASELINE_BASES // self.length)
+        if evaluation.baseline_windows and number < 10 * len(self.genomes.labels):
+            self.say(f"no k-mer baseline: windows of {self.length:,} bases are too long to hold enough of them")
+        elif evaluation.baseline_windows:
+            self.say("fitting k-mer and GC baselines")
+            rows += [_row(b.name, b.chosen, b.report.accuracy, b.report) for b in self._baselines(number)]
+        if evaluation.likelihood_ratio.steps:
+            self.say("training a language model a class, for the likelihood ratio")
+            with self._autocast():
+                found_NK, truth_N, words = likelihood_ratio(
+                    evaluation.likelihood_ratio, self.language_model, self._windows("train"), test, self.places["test"],
+                    self.genomes.labels, self.recipe.piece_bases, self.config.device, self.config.seed, self.say,
+                )  # fmt: skip
+            ratio = report(found_NK, truth_N, self.genomes.labels)
+            rows.append(_row("likelihood ratio, one model a class", words, ratio.accuracy, ratio))
+        rows += self._oracle()
+        rows.append(_row("chance", f"{len(self.genomes.labels)} classes", None, None, 1 / len(self.genomes.labels)))
+        return rows
+
+    def _baselines(self, number: int) -> list[Baseline]:
+        def read(windows: LabelledWindows, places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:
+            labels = np.array([self.genomes.labels.index(place.label) for place in places])
+            return np.stack([windows.stored(place) for place in places]), labels
+
+        train = self._windows("train")
+        return baselines(
+            read(train, [train.place(0, i) for i in range(number)]),
+            read(self._windows("valid"), self.places["valid"]),
+            read(self._windows("test"), self.places["test"]),
+            self.genomes.labels,
+        )
+
+    def _controls(self, model: SequenceClassifier) -> list[dict[str, Any]]:
+        """Score windows without repeats, and other individuals."""
+        rows = []
+        number = self.config.evaluation.test_windows
+        if self.config.evaluation.repeats_stripped:
+            name = f"the same, windows with at most {MAX_MASKED:.0%} repeats and no N"
+            plain = [
+                n for n, store in self.genomes.stores.items() if not any(c.num_masked for c in store.manifest.contigs)
+            ]
+            if plain:
+                rows.append(_row(name, f"not possible: {plain[0]} is not soft-masked", None, None))
+            else:
+                try:
+                    windows = self._windows("test", max_masked=MAX_MASKED)
+                    found = self._report(model, windows, windows.places(number))
+                    rows.append(_row(name, f"{number:,} windows of their own draw", found.accuracy, found))
+                except InputError as error:
+                    rows.append(_row(name, f"not possible: {error}", None, None))
+        if self.genomes.held_out is not None:
+            windows = self._windows("held out")
+            found = self._report(model, windows, windows.places(number))
+            names = ", ".join(self.config.data.held_out_assemblies)
+            rows.append(_row("the same, other individuals", names, found.accuracy, found))
+        return rows
+
+    def _oracle(self) -> list[dict[str, Any]]:
+        folder = Path(self.config.data.manifest).parent
+        if not (folder / TRUTH).exists():
+            return []
+        bases_of = {c.label: 0 for c in self.genomes.split.train}
+        for part in ("train", "valid", "test"):
+            for contig in getattr(self.genomes.split, part):
+                bases_of[contig.label] += contig.length
+        truth = read_truth(folder, bases_of)
+        best = attainable(truth, self.length)
+        words = "sees every planted insertion in the window"
+        return [
+            _row("oracle, counted on the same windows", words, counted(truth, self.places["test"], self.length), None),
+            _row("oracle, closed form", "from the rates", None, None, best),
+        ]
+
+
+def _row(
+    name: str, detail: str, accuracy: Share | None, found: ClassReport | None, value: float | None = None
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "detail": detail, "accuracy": None if accuracy is None else asdict(accuracy)}
+    row["value"] = value if accuracy is None else accuracy.value
+    row["report"] = None if found is None else found.as_dict()
+    return row
+
+
+def _cut_rows(path: Path, last_step: int) -> None:
+    """Keep the header and the rows up to a step; what is torn goes too."""
+    kept = [",".join(COLUMNS)]
+    if last_step and path.exists():
+        for line in path.read_text().splitlines()[1:]:
+            step = line.split(",")[0]
+            if line.count(",") == len(COLUMNS) - 1 and step.isdigit() and int(step) <= last_step:
+                kept.append(line)
+    run_directory.write_text(path, "\n".join(kept) + "\n")
+
+
+# Mamba (arXiv 2312.00752), table 4: great apes, five classes, one run a cell
+PAPER = {
+    "Mamba 1.4M (paper, great apes)": (31.47, 27.50, 27.66, 40.72, 42.41, 71.67),
+    "Mamba 7M (paper, great apes)": (30.00, 29.01, 31.48, 43.73, 56.60, 81.31),
+    "HyenaDNA 1.4M (paper, great apes)": (28.04, 28.43, 41.17, 42.22, 31.10, 54.87),
+}
+PAPER_LENGTHS = tuple(2**k for k in range(10, 21, 2))
+GREAT_APES = {"human", "chimpanzee", "bonobo", "gorilla", "orangutan"}
+
+
+def draw_series(result: FinetuneSpeciesResult, picture: Path) -> Path:
+    """Draw accuracy against window length with intervals, beside the paper's curve where the classes are the great apes."""
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(row["name"] for one in result.lengths for row in one.rows if row["value"] is not None))
+    for number, name in enumerate(names):
+        points = [
+            (one.seq_len, row)
+            for one in result.lengths
+            for row in one.rows
+            if row["name"] == name and row["value"] is not None
+        ]
+        x, y = [p[0] for p in points], [p[1]["value"] for p in points]
+        if name == "chance":
+            axes.axhline(y[0], color="grey", linestyle=":", label="chance")
+            continue
+        if all(p[1]["accuracy"] for p in points):
+            low = [row["value"] - row["accuracy"]["low"] for _, row in points]
+            high = [row["accuracy"]["high"] - row["value"] for _, row in points]
+            axes.errorbar(x, y, yerr=[low, high], marker="o", capsize=3, color=f"C{number}", label=name)
+        else:
+            axes.plot(x, y, marker="s", linestyle="--", color=f"C{number}", label=name)
+    if set(result.labels) == GREAT_APES:
+        for (name, values), style in zip(PAPER.items(), ("-", "--", ":"), strict=True):
+            axes.plot(
+                PAPER_LENGTHS, [v / 100 for v in values], color="lightgrey", linestyle=style, zorder=0, label=name
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("window, bases")
+    axes.set_ylabel("accuracy (95 % interval)")
+    axes.legend(fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    unfinished = picture.with_name(f".{picture.name}")
+    figure.savefig(unfinished, format="png")
+    unfinished.replace(picture)
+    return picture

@@ -1,0 +1,93 @@
+# Shapes: N windows, T positions, K classes
+"""The likelihood-ratio classifier: one language model a class; a window belongs to the class whose model finds it likeliest."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dna_mamba.data.datamodule import StepBatch
+from dna_mamba.data.labelled import LabelledWindows, Place
+from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.data.vocabulary import A
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.training.language_model import LanguageModel
+from dna_mamba.training.metrics import acgt_losses
+from dna_mamba.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LikelihoodRatioConfig:
+    """How the model of each class is trained, from where the classifier begins."""
+
+    steps: int = 0
+    """Of each class; 0 leaves this baseline out."""
+    batch: int = 8
+    peak_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.steps <= 10**9 or not 1 <= self.batch <= 10**6 or not 0 < self.peak_rate < 1:
+            raise InputError(
+                f"likelihood_ratio: steps {self.steps} must not be negative, batch {self.batch} at least 1, peak_rate "
+                f"{self.peak_rate} between 0 and 1"
+            )
+
+
+@torch.no_grad()
+def log_likelihoods(model: DnaMamba, tokens_BT: Tensor, piece_bases: int) -> Tensor:
+    """Give the log-likelihood of each sequence in nats, all bases but the first, over A, C, G and T."""
+    total_B = torch.zeros(len(tokens_BT), dtype=torch.float64, device=tokens_BT.device)
+    state = None
+    for start in range(0, tokens_BT.shape[1] - 1, piece_bases):
+        end = min(start + piece_bases, tokens_BT.shape[1] - 1)
+        logits_BTV, state = model(tokens_BT[:, start:end], state)
+        total_B -= acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1]).double().sum(1)
+    return total_B
+
+
+def likelihood_ratio(
+    config: LikelihoodRatioConfig,
+    model: DnaMamba,
+    train: LabelledWindows,
+    test: LabelledWindows,
+    places: Sequence[Place],
+    labels: Sequence[str],
+    piece_bases: int,
+    device: str,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Train a model a class and give class probabilities (N, K), true classes (N,) and how it was done."""
+    policy = TokenPolicy()
+    scores_NK = np.zeros((len(places), len(labels)))
+    length = test.length
+    for number, label in enumerate(labels):
+        own = copy.deepcopy(model).to(device).train()
+        own.requires_grad_(True)
+        module = LanguageModel(
+            own, OptimizerConfig(peak_rate=config.peak_rate), policy, num_steps=config.steps, stage_lengths=[length],
+            contig_names=[label], piece_bases=max(piece_bases, 1),
+        )  # fmt: skip
+        optimizer = module.configure_optimizers()
+        for step in range(config.steps):
+            stored = np.stack([train.stored(train.place_of(label, step, seed + i)) for i in range(config.batch)])
+            nowhere_B3 = torch.zeros(len(stored), 3, dtype=torch.long)
+            batch = StepBatch(torch.from_numpy(stored).to(device), nowhere_B3, sum_of_weights(stored, policy))
+            module.step(batch, optimizer)
+            module.read_steps()
+        own.eval()
+        at_once = max(1, piece_bases // length)
+        for first in range(0, len(places), at_once):
+            some = places[first : first + at_once]
+            tokens_BT = torch.from_numpy(np.stack([test.stored(place) for place in some]) + A).to(device)
+            scores_NK[first : first + len(some), number] = log_likelihoods(own, tokens_BT, piece_bases).cpu().numpy()
+        say(f"  {label}: {scores_NK[:, number].mean() / max(1, length - 1):.4f} nats a base on the test windows")
+    scores_NK -= scores_NK.max(1, keepdims=True)
+    probabilities_NK = np.exp(scores_NK)
+    probabilities_NK /= probabilities_NK.sum(1, keepdims=True)
+    truth_N = np.array([list(labels).index(place.label) for place in places])
+    return probabilities_NK, truth_N, f"{config.steps} steps of {config.batch} windows a class"
