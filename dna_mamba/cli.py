@@ -813,6 +813,71 @@ def classify(
         print(f"{result.num_rows:,} rows, {result.num_bases:,} bases -> {out} ({counts})")
 
 
+@app.command
+def generate(
+    model: Path,
+    /,
+    *,
+    prompt: str = "ACGT",
+    length: int = 1000,
+    num: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 4,
+    top_p: float = 1.0,
+    seed: int = 0,
+    device: str = "auto",
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    json: Flag = False,
+) -> None:
+    """Draw new sequence from a language model, as FASTA with log-likelihoods in nats.
+
+    Parameters
+    ----------
+    model
+        Run directory, the model directory in it, or human-4x64, which ships in the package.
+    prompt
+        Letters, or a FASTA file whose first record is read, at any length.
+    length
+        New bases of each sequence.
+    num
+        Sequences.
+    temperature
+        Above 1 more varied, below 1 less; 0 takes the likeliest base.
+    top_k
+        Draw from so many likeliest bases, 1 to 4.
+    top_p
+        Draw from the fewest bases that together have this probability.
+    seed
+        The same seed gives the same sequences on the same kind of device.
+    device
+        auto, cpu or cuda; always float32.
+    out
+        Write the FASTA to this file; without it, to stdout.
+    json
+        Print a summary as JSON; needs --out.
+    """
+    if json and out is None:
+        raise InputError("--json prints a summary beside the FASTA; say where that goes with --out")
+    from dna_mamba.model.generation import SamplingConfig
+    from dna_mamba.pipelines import generate as pipeline
+
+    config = pipeline.GenerateConfig(
+        model=model, prompt=prompt, length=length, num=num, seed=seed, device=device, out=out,
+        sampling=SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p),
+    )  # fmt: skip
+    update, progress = _progress_of_packing()
+    with progress:
+        result = pipeline.run(config, on_progress=update, warn=_warn)
+    if json:
+        _print_json({"out": str(out), "prompt_bases": result.prompt_bases, "seconds": result.seconds,
+                     "sequences": [{"name": s.name, "bases": len(s.letters), "log_likelihood": s.log_likelihood,
+                                    "bits_per_base": s.bits_per_base} for s in result.sequences]})  # fmt: skip
+    elif out is None:
+        print("".join(sequence.as_fasta() for sequence in result.sequences), end="")
+    else:
+        print(f"{num:,} sequences of {length:,} bases -> {out}")
+
+
 @simulate_app.command
 def apes(
     *,

@@ -17,6 +17,7 @@ COMMANDS = [
     ("evaluate",),
     ("finetune", "species"),
     ("classify",),
+    ("generate",),
     ("simulate", "apes"),
     ("doctor",),
     ("genome", "build"),

@@ -1,0 +1,149 @@
+"""New sequence from a language model, as FASTA with log-likelihoods."""
+
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dna_mamba.data.build import Progress
+from dna_mamba.data.vocabulary import tokens_of
+from dna_mamba.errors import InputError
+from dna_mamba.model.checkpoints.native import from_pretrained
+from dna_mamba.model.generation import SamplingConfig, generate
+from dna_mamba.pipelines.evaluate import find_model
+from dna_mamba.pipelines.pretrain import load_genome
+from dna_mamba.pipelines.run_directory import write_text
+
+LINE = 60
+MOST_BASES = 1 << 32
+LETTERS = re.compile(r"[A-Za-z]+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig:
+    """What to generate."""
+
+    model: Path
+    prompt: str = "ACGT"
+    """Letters, or a file: FASTA, GenBank or genome store, whose first record is the prompt."""
+    length: int = 1000
+    """New bases of each sequence."""
+    num: int = 1
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: int = 0
+    device: str = "auto"
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.num < 1 or self.length * self.num > MOST_BASES:
+            raise InputError(
+                f"--num {self.num} sequences of --length {self.length}: both must be at least 1, together at most 2^32 bases"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed} must lie between 0 and 2^63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedSequence:
+    """One sequence."""
+
+    name: str
+    letters: str
+    log_likelihood: float
+    """Of its bases given the prompt, in nats."""
+
+    @property
+    def bits_per_base(self) -> float:
+        """Mean surprise in bits."""
+        return -self.log_likelihood / len(self.letters) / math.log(2)
+
+    def as_fasta(self) -> str:
+        """Give a record; the prompt is not part of it."""
+        lines = [self.letters[i : i + LINE] for i in range(0, len(self.letters), LINE)]
+        head = f">{self.name} log_likelihood={self.log_likelihood:.4f} nats bits_per_base={self.bits_per_base:.4f}"
+        return "\n".join([head, *lines]) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateResult:
+    """All sequences."""
+
+    sequences: tuple[GeneratedSequence, ...]
+    prompt_bases: int
+    seconds: float
+
+
+def read_prompt(
+    prompt: str, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+) -> torch.Tensor:
+    """Give the token ids of a prompt: letters, or the first record of a file.
+
+    Raises:
+        InputError: It is neither letters of DNA nor a file that can be read, or it holds no base.
+    """
+    path = Path(prompt)
+    if LETTERS.fullmatch(prompt) and not path.exists():
+        try:
+            return torch.from_numpy(tokens_of(prompt).copy())
+        except ValueError as error:
+            raise InputError(f"--prompt: {error}; give letters of DNA, or a FASTA file") from error
+    if not prompt:
+        raise InputError("--prompt is empty; give at least one base, or a FASTA file")
+    genome = load_genome(prompt, on_progress, warn)
+    first = next((contig for contig in genome.manifest.contigs if contig.length), None)
+    if first is None:
+        raise InputError(f"--prompt {prompt} holds no base")
+    stored = genome.stored(first.name, 0, first.length)
+    return torch.from_numpy((stored & 7) + 7)
+
+
+def run(
+    config: GenerateConfig,
+    *,
+    on_bases: Callable[[int], None] | None = None,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> GenerateResult:
+    """Generate, and write a FASTA file if `out` is given.
+
+    Raises:
+        InputError: The model, the prompt or the output is at fault.
+    """
+    started = time.monotonic()
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"device {config.device!r} is not here; choose auto or cpu")
+    if config.out is not None and config.out.is_dir():
+        raise InputError(f"-o {config.out} is a directory; name a FASTA file in it")
+    directory, _ = find_model(config.model)
+    model, _ = from_pretrained(directory)
+    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
+    prompt_T = read_prompt(config.prompt, on_progress, warn)
+    found = generate(
+        model,
+        prompt_T,
+        config.length,
+        num_sequences=config.num,
+        config=config.sampling,
+        seed=config.seed,
+        on_bases=on_bases,
+    )
+    letters = bytes.maketrans(bytes([7, 8, 9, 10]), b"ACGT")
+    sequences = tuple(
+        GeneratedSequence(
+            name=f"generated_{number + 1}",
+            letters=tokens_T.numpy().tobytes().translate(letters).decode(),
+            log_likelihood=float(value),
+        )
+        for number, (tokens_T, value) in enumerate(zip(found.tokens_BT, found.log_likelihoods_B, strict=True))
+    )
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(config.out, "".join(sequence.as_fasta() for sequence in sequences))
+    return GenerateResult(sequences=sequences, prompt_bases=len(prompt_T), seconds=time.monotonic() - started)
