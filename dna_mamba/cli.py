@@ -814,6 +814,71 @@ def classify(
 
 
 @app.command
+def embed(
+    model: Path,
+    sequences: str,
+    /,
+    *,
+    out: Annotated[Path, Parameter(alias="-o")],
+    genome: str | None = None,
+    layer: int = -1,
+    pool: str = "mean",
+    strands: Literal["forward", "both"] = "forward",
+    window: int | None = None,
+    shard: str = "1/1",
+    device: str = "auto",
+    json: Flag = False,
+) -> None:
+    """Write vectors of sequences, their windows or their bases, each read in full with a carried state.
+
+    Parameters
+    ----------
+    model
+        Run directory, the model directory in it, or human-4x64, which ships in the package.
+    sequences
+        FASTA, GenBank or genome store (each record), or BED with --genome (each interval).
+    out
+        File to write; its ending says the format: .npz, .parquet, .h5ad or .zarr.
+    genome
+        Genome that a BED refers to.
+    layer
+        0 is the embedding, 1 the first layer, ...; -1 the last, after the final norm, -2 the one before it.
+    pool
+        mean, last or max over a sequence, window:N for the mean of every N bases, or none for a vector a base.
+    strands
+        both averages with the reverse complement.
+    window
+        Cut the input into windows of so many bases first, each read without the bases before it.
+    shard
+        i/n: embed every n-th sequence from the i-th on, on one of n machines.
+    device
+        auto, cpu or cuda; always float32.
+    json
+        Print a summary as JSON.
+    """
+    from dna_mamba.pipelines import embed as pipeline
+
+    number, _, of = shard.partition("/")
+    if not (number.isdecimal() and of.isdecimal()):
+        raise InputError(f"--shard {shard!r} is not i/n, such as 1/4")
+    config = pipeline.EmbedRunConfig(
+        model=model, sequences=sequences, out=out, genome=genome, window_bases=window, device=device,
+        embed=pipeline.EmbedConfig(layer=layer, pool=pool, strands=strands), shard=(int(number), int(of)),
+    )  # fmt: skip
+    update, progress = _progress_of_packing()
+    with progress:
+        result = pipeline.run(config, on_progress=update, warn=_warn)
+    speed = result.num_bases / max(result.seconds, 1e-9)
+    if json:
+        _print_json({"out": str(out), "rows": result.num_rows, "width": result.width, "bases": result.num_bases,
+                     "bases_per_second": speed})  # fmt: skip
+    else:
+        print(
+            f"{result.num_rows:,} vectors of {result.width}, {result.num_bases:,} bases at {speed:,.0f} bases/s -> {out}"
+        )
+
+
+@app.command
 def generate(
     model: Path,
     /,

@@ -1,11 +1,8 @@
 # Shapes: B sequences, T positions, K classes
 """Class probabilities of records, intervals or windows, each read in full in memory that does not grow with its length."""
 
-import csv
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +11,13 @@ import torch
 
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval, read_bed
-from dna_mamba.data.vocabulary import A, tokens_of_store
+from dna_mamba.data.intervals import Interval
+from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import ModelState
 from dna_mamba.model.checkpoints.native import load_classifier
 from dna_mamba.model.classifier import SequenceClassifier
-from dna_mamba.pipelines.pretrain import load_genome
+from dna_mamba.pipelines.sequences import find_device, open_sequences, read_piece, write_table
 
 PIECES = {"cpu": 2**14, "cuda": 2**20}
 """Positions computed at once; probabilities do not depend on it (up to rounding)."""
@@ -97,29 +94,6 @@ def labels_of(path: Path) -> tuple[str, ...]:
     return load_classifier(find_classifier(path))[0].labels
 
 
-def _intervals(config: ClassifyConfig, genome: GenomeStore, bed: bool) -> Iterator[tuple[Interval, str]]:
-    """Give what is read, with its name."""
-    if bed:
-        whole = []
-        for line, interval, columns in read_bed(Path(config.sequences)):
-            length = genome.contig(interval.contig).length
-            if interval.end > length:
-                raise InputError(
-                    f"{config.sequences}, line {line}: {interval} ends past {interval.contig}, which has {length:,} bases"
-                )
-            whole.append((interval, columns[0] if columns else str(interval)))
-    else:
-        whole = [(Interval(c.name, 0, c.length), c.name) for c in genome.manifest.contigs if c.length]
-    for interval, name in whole:
-        step = config.window_bases or len(interval)
-        for start in range(interval.start, interval.end, step):
-            yield Interval(interval.contig, start, min(start + step, interval.end), interval.strand), name
-
-
-def _is_bed(path: str) -> bool:
-    return path.removesuffix(".gz").endswith(".bed")
-
-
 def run(
     config: ClassifyConfig,
     *,
@@ -133,25 +107,16 @@ def run(
         InputError: The model, the sequences or the output is at fault.
     """
     started = time.monotonic()
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"device {config.device!r} is not here; choose auto or cpu")
+    device = find_device(config.device)
     model, _ = load_classifier(find_classifier(config.model))
     model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
-    bed = _is_bed(config.sequences)
-    if bed and config.genome is None:
-        raise InputError(f"{config.sequences} names intervals; say of which genome with --genome")
-    if not bed and config.genome is not None:
-        raise InputError(f"--genome goes with a BED file; {config.sequences} does not end in .bed")
-    genome = load_genome(str(config.genome) if bed else config.sequences, on_progress, warn)
+    genome, intervals = open_sequences(config.sequences, config.genome, config.window_bases, on_progress, warn)
     counts = dict.fromkeys(model.labels, 0)
     num_rows = num_bases = 0
 
     def rows() -> Iterator[Row]:
         nonlocal num_rows, num_bases
-        for row in classify(model, genome, _intervals(config, genome, bed), config.piece_bases or PIECES[device]):
+        for row in classify(model, genome, intervals, config.piece_bases or PIECES[device]):
             counts[row.label] += 1
             num_rows, num_bases = num_rows + 1, num_bases + len(row.interval)
             if on_row:
@@ -162,7 +127,7 @@ def run(
         for _ in rows():
             pass
     else:
-        _write(config.out, model.labels, rows())
+        write_table(config.out, columns_of(model.labels), (cells_of(row) for row in rows()))
     return ClassifyResult(
         labels=model.labels, num_rows=num_rows, num_bases=num_bases, seconds=time.monotonic() - started, counts=counts
     )
@@ -180,29 +145,9 @@ def cells_of(row: Row) -> tuple[str, ...]:
     return (i.contig, str(i.start), str(i.end), i.strand, row.name, row.label, f"{row.share_n:.4g}", *numbers)
 
 
-def _write(out: Path, labels: tuple[str, ...], rows: Iterator[Row]) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}; choose another -o") from error
-    unfinished = Path(name)
-    try:
-        with os.fdopen(handle, "w", newline="") as file:
-            table = csv.writer(file, delimiter="\t", lineterminator="\n")
-            table.writerow(columns_of(labels))
-            for row in rows:
-                table.writerow(cells_of(row))
-        unfinished.chmod(0o644)
-        unfinished.replace(out)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
 @torch.no_grad()
 def classify(
-    model: SequenceClassifier, genome: GenomeStore, intervals: Iterator[tuple[Interval, str]], piece_bases: int
+    model: SequenceClassifier, genome: GenomeStore, intervals: Iterable[tuple[Interval, str]], piece_bases: int
 ) -> Iterator[Row]:
     """Give a row for each interval, in order; neighbours of one length are read together, long ones in pieces."""
     waiting: list[tuple[Interval, str]] = []
@@ -225,7 +170,9 @@ def _rows(
     state: ModelState | None = None
     num_n = np.zeros(len(some), np.int64)
     for start in range(0, length, piece_bases):
-        tokens = np.stack([_piece(genome, interval, start, min(start + piece_bases, length)) for interval, _ in some])
+        tokens = np.stack(
+            [read_piece(genome, interval, start, min(start + piece_bases, length)) for interval, _ in some]
+        )
         num_n += (tokens > A + 3).sum(1)
         part_BD, state = model.part(torch.from_numpy(tokens).to(device), state)
         parts.append(part_BD)
@@ -240,10 +187,3 @@ def _rows(
     ):
         label = model.labels[int(np.argmax(probabilities))]
         yield Row(interval=interval, name=name, label=label, probabilities=tuple(probabilities), share_n=n / length)
-
-
-def _piece(genome: GenomeStore, interval: Interval, start: int, end: int) -> np.ndarray:
-    """Read positions start to end - 1 of an interval, counted along its strand, as token ids."""
-    if interval.strand == "-":
-        return genome.tokens(Interval(interval.contig, interval.end - end, interval.end - start, "-"))
-    return tokens_of_store(genome.stored(interval.contig, interval.start + start, interval.start + end))

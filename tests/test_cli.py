@@ -17,6 +17,7 @@ COMMANDS = [
     ("evaluate",),
     ("finetune", "species"),
     ("classify",),
+    ("embed",),
     ("generate",),
     ("simulate", "apes"),
     ("doctor",),

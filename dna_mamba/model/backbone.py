@@ -98,6 +98,33 @@ class Backbone(nn.Module):
             new_state.append(layer_state)
         return self.norm_f(y_BTD, residual_BTD)[0], new_state
 
+    def vectors_of_layer(
+        self, tokens_BT: Tensor, layer: int, state: Sequence[MambaState] | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """Give the residual stream after so many layers; after all of them, the final norm of it, as `forward` does.
+
+        Args:
+            tokens_BT: Token ids.
+            layer: 0 (the embedding) to the number of layers.
+            state: Of the layers up to there, from the call on the bases before.
+
+        Returns:
+            vectors_BTD and the state of these layers.
+
+        Raises:
+            ValueError: There is no such layer.
+        """
+        if not 0 <= layer <= len(self.layers):
+            raise ValueError(f"layer {layer} must lie between 0 (the embedding) and {len(self.layers)} (the last)")
+        y_BTD, residual_BTD = self.embedding(tokens_BT.long()), None
+        new_state = []
+        for i in range(layer):
+            y_BTD, residual_BTD, layer_state = self.layers[i](y_BTD, residual_BTD, None if state is None else state[i])
+            new_state.append(layer_state)
+        if layer == len(self.layers):
+            return self.norm_f(y_BTD, residual_BTD)[0], new_state
+        return y_BTD if residual_BTD is None else y_BTD + residual_BTD, new_state
+
     @torch.no_grad()
     def step(self, tokens_B: Tensor, state: Sequence[MambaState]) -> Tensor:
         """Give the vector of one base a sequence; the state is changed in place."""

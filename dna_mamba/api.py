@@ -1,0 +1,174 @@
+# Shapes: N sequences, T positions, D model width
+"""Three lines to a result: `import dna_mamba as dm; model = dm.load("human-4x64"); model.embed("ACGT...")`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dna_mamba.data.vocabulary import A, tokens_of
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba, ModelState
+from dna_mamba.model.checkpoints.native import from_pretrained
+from dna_mamba.model.generation import SamplingConfig, generate
+
+if TYPE_CHECKING:
+    from dna_mamba.pipelines.embed import EmbedConfig
+
+Sequences = str | Sequence[str]
+
+
+def load(path: str | os.PathLike[str], *, device: str = "auto") -> "DnaModel":
+    """Load a language model.
+
+    Args:
+        path: Run directory, model directory, or the name of a model in the package (human-4x64).
+        device: auto, cpu or cuda. All numbers are float32.
+
+    Raises:
+        InputError: There is no model, it is damaged, or the device is not here.
+    """
+    from dna_mamba.pipelines.evaluate import find_model
+    from dna_mamba.pipelines.sequences import find_device
+
+    where = find_device(device)
+    directory, _ = find_model(Path(path))
+    model, policy = from_pretrained(directory)
+    model.use_implementation("cpu" if where == "cpu" else "triton").to(where)
+    return DnaModel(model, policy)
+
+
+class DnaModel(nn.Module):
+    """A pretrained language model of DNA; `forward` is the model's own, on token ids."""
+
+    def __init__(self, model: DnaMamba, policy: dict[str, Any]):
+        super().__init__()
+        self.model, self.policy = model, policy
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        return self.model.config.width
+
+    def forward(self, tokens_BT: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+        """Score every next base; see `DnaMamba.forward`."""
+        logits_BTV, new_state = self.model(tokens_BT, state)
+        return logits_BTV, new_state
+
+    def embed(
+        self,
+        sequences: Sequences,
+        *,
+        layer: int = -1,
+        pool: str = "mean",
+        strands: Literal["forward", "both"] = "forward",
+    ) -> np.ndarray | list[np.ndarray]:
+        """Give vectors of sequences, float32; a sequence of any length is read in full, in pieces with carried state.
+
+        Args:
+            sequences: One sequence, or several; letters of either case, IUPAC codes become N.
+            layer: 0 is the embedding, 1 the first layer, ...; -1 the last, after the final norm.
+            pool: mean, last or max over a sequence; window:N the mean of every N bases; none a vector a base.
+            strands: both averages with the reverse complement.
+
+        Returns:
+            (D,) of one sequence and (N, D) of several; with pool none or window:N (W, D), or a list of them.
+
+        Raises:
+            InputError: A sequence is empty or no DNA, or there is no such layer or pool.
+        """
+        from dna_mamba.pipelines.embed import EmbedConfig
+
+        vectors = self._embed(_several(sequences), EmbedConfig(layer=layer, pool=pool, strands=strands))
+        if isinstance(sequences, str):
+            return vectors[0]
+        pooled = pool in ("mean", "last", "max")
+        return np.stack(vectors) if pooled and vectors else vectors
+
+    def _embed(self, sequences: Sequence[str], config: "EmbedConfig") -> list[np.ndarray]:
+        from dna_mamba.pipelines.embed import embed_tokens
+
+        return embed_tokens(self.model, [_tokens(text) for text in sequences], config)
+
+    @torch.no_grad()
+    def score(self, sequences: Sequences, *, per_base: bool = False) -> Any:
+        """Give log-likelihoods in nats, over A, C, G and T; the first base has no predecessor and is not scored.
+
+        Args:
+            sequences: One sequence, or several.
+            per_base: Give log P of every base after the first instead of their sum; 0 where it is none of A, C, G, T.
+
+        Returns:
+            A number, or an array (T - 1,) per base, of one sequence; an array (N,), or a list of arrays, of several.
+
+        Raises:
+            InputError: A sequence is empty or no DNA.
+        """
+        from dna_mamba.training.metrics import acgt_losses
+
+        device = self.model.lm_head.weight.device
+        found = []
+        for text in _several(sequences):
+            tokens_BT = torch.from_numpy(_tokens(text))[None].to(device)
+            parts, state = [np.zeros(0)], None
+            for start in range(0, tokens_BT.shape[1] - 1, PIECE):
+                end = min(start + PIECE, tokens_BT.shape[1] - 1)
+                logits_BTV, state = self.model(tokens_BT[:, start:end], state)
+                parts.append(-acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1])[0].double().cpu().numpy())
+            log_p = np.concatenate(parts)
+            found.append(log_p if per_base else float(log_p.sum()))
+        if isinstance(sequences, str):
+            return found[0]
+        return found if per_base else np.array(found)
+
+    def generate(
+        self,
+        prompt: str = "ACGT",
+        length: int = 1000,
+        *,
+        num: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 4,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Draw new sequences after a prompt, which is not part of them.
+
+        Args:
+            prompt: Letters, at least one.
+            length: New bases of each sequence.
+            num: Sequences.
+            temperature: Above 1 more varied; 0 takes the likeliest base.
+            top_k: Draw from so many likeliest bases.
+            top_p: Draw from the fewest bases that together have this probability.
+            seed: The same seed gives the same sequences on the same kind of device.
+
+        Raises:
+            InputError: The prompt is empty or no DNA, or a number is out of range.
+        """
+        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        prompt_T = torch.from_numpy(_tokens(prompt))
+        drawn = generate(self.model, prompt_T, length, num_sequences=num, config=config, seed=seed)
+        return ["".join("ACGT"[token - A] for token in tokens_T.tolist()) for tokens_T in drawn.tokens_BT]
+
+
+PIECE = 2**14
+
+
+def _several(sequences: Sequences) -> list[str]:
+    return [sequences] if isinstance(sequences, str) else list(sequences)
+
+
+def _tokens(text: str) -> np.ndarray:
+    if not isinstance(text, str):
+        raise InputError(f"a sequence is {type(text).__name__}, expected letters of DNA")
+    if not text:
+        raise InputError("a sequence is empty; give at least one base")
+    try:
+        return tokens_of(text).copy()
+    except ValueError as error:
+        raise InputError(str(error)) from error

@@ -1,0 +1,77 @@
+# Shapes: N sequences, D model width
+"""Embeddings as a scikit-learn transformer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from dna_mamba.api import DnaModel, load
+from dna_mamba.errors import InputError
+from dna_mamba.pipelines.embed import EmbedConfig
+
+
+class Embedder(TransformerMixin, BaseEstimator):
+    """Turn sequences (strings) into vectors, in a `Pipeline`, `cross_val_score` or alone.
+
+    Args:
+        model: Path or name of a language model, or a loaded one.
+        layer: 0 is the embedding, 1 the first layer, ...; -1 the last, after the final norm.
+        pool: mean, last or max.
+        strands: forward, or both for the average with the reverse complement.
+        device: auto, cpu or cuda; of a loaded model its own.
+    """
+
+    def __init__(
+        self,
+        model: str | DnaModel = "human-4x64",
+        *,
+        layer: int = -1,
+        pool: str = "mean",
+        strands: str = "forward",
+        device: str = "auto",
+    ):
+        self.model = model
+        self.layer = layer
+        self.pool = pool
+        self.strands = strands
+        self.device = device
+
+    def fit(self, X: Iterable[str], y: Any = None) -> "Embedder":
+        """Load the model; nothing is learned from X.
+
+        Raises:
+            InputError: The model, layer, pool or strands is at fault.
+        """
+        config = EmbedConfig(layer=self.layer, pool=self.pool, strands=self.strands)
+        if config.window is not None:
+            raise InputError(f"pool {self.pool!r} gives no one vector a sequence; choose mean, last or max")
+        self.model_ = self.model if isinstance(self.model, DnaModel) else load(self.model, device=self.device)
+        config.layer_of(self.model_.model)
+        self.config_ = config
+        self.n_features_out_ = self.model_.width
+        return self
+
+    def transform(self, X: Iterable[str]) -> np.ndarray:
+        """Give vectors (N, D), float32."""
+        check_is_fitted(self)
+        if isinstance(X, str):
+            raise InputError("X is one string; give a list of sequences")
+        sequences = [str(x) for x in np.asarray(X, dtype=object).reshape(-1)]
+        vectors = self.model_._embed(sequences, self.config_)
+        return np.stack(vectors) if vectors else np.zeros((0, self.n_features_out_), np.float32)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Name the columns e0, e1, ..."""
+        check_is_fitted(self)
+        return np.array([f"e{i}" for i in range(self.n_features_out_)], dtype=object)
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that X holds strings in one dimension."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.requires_fit = True
+        return tags

@@ -1,0 +1,140 @@
+"""What commands read (records of a file, intervals of a genome, windows of either) and how they write tables of it."""
+
+import csv
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dna_mamba.data.build import Progress
+from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.intervals import Interval, read_bed
+from dna_mamba.data.vocabulary import tokens_of_store
+from dna_mamba.errors import InputError
+from dna_mamba.pipelines.pretrain import load_genome
+
+Named = tuple[Interval, str]
+"""A place and its name."""
+
+
+def find_device(device: str) -> str:
+    """Turn auto into cuda or cpu.
+
+    Raises:
+        InputError: The device is unknown or not here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"device {device!r} is unknown; choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+    return device
+
+
+def is_bed(path: str) -> bool:
+    """Say whether a file names intervals, by its ending."""
+    return path.removesuffix(".gz").endswith(".bed")
+
+
+def open_sequences(
+    sequences: str,
+    genome: str | None,
+    window_bases: int | None = None,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> tuple[GenomeStore, list[Named]]:
+    """Open a FASTA, GenBank file or store (each record is read), or a BED with its genome (each interval is).
+
+    Args:
+        sequences: The file.
+        genome: Genome of a BED.
+        window_bases: Cut all into windows of this length, side by side; the last of each may be shorter.
+        on_progress: Called while a FASTA is packed.
+        warn: Called with sentences that deserve attention.
+
+    Raises:
+        InputError: A file is at fault, an interval ends past its contig, or the genome is missing or too many.
+    """
+    bed = is_bed(sequences)
+    if bed and genome is None:
+        raise InputError(f"{sequences} names intervals; say of which genome with --genome")
+    if not bed and genome is not None:
+        raise InputError(f"--genome goes with a BED file; {sequences} does not end in .bed")
+    store = load_genome(str(genome) if bed else sequences, on_progress, warn)
+    if bed:
+        whole: list[Named] = []
+        for line, interval, columns in read_bed(Path(sequences)):
+            where = f"{sequences}, line {line}"
+            try:
+                length = store.contig(interval.contig).length
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+            if interval.end > length:
+                raise InputError(f"{where}: {interval} ends past {interval.contig}, which has {length:,} bases")
+            whole.append((interval, columns[0] if columns else str(interval)))
+    else:
+        whole = [(Interval(c.name, 0, c.length), c.name) for c in store.manifest.contigs if c.length]
+        if not whole:
+            raise InputError(f"{sequences} holds no base")
+    if window_bases is None:
+        return store, whole
+    return store, [
+        (Interval(interval.contig, start, min(start + window_bases, interval.end), interval.strand), name)
+        for interval, name in whole
+        for start in range(interval.start, interval.end, window_bases)
+    ]
+
+
+def read_piece(genome: GenomeStore, interval: Interval, start: int, end: int) -> np.ndarray:
+    """Read positions start to end - 1 of an interval, counted along its strand, as token ids."""
+    if interval.strand == "-":
+        return genome.tokens(Interval(interval.contig, interval.end - end, interval.end - start, "-"))
+    return tokens_of_store(genome.stored(interval.contig, interval.start + start, interval.start + end))
+
+
+class WholeFile:
+    """A file that appears under its name when the block ends well, and not at all otherwise.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def __enter__(self) -> Path:
+        """Give the path to write to."""
+        try:
+            if self.out.is_dir():
+                raise InputError(f"-o {self.out} is a directory; name a file in it")
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{self.out.name}.", suffix=self.out.suffix, dir=self.out.parent)
+        except OSError as error:
+            raise InputError(f"cannot write {self.out}: {error.strerror}; choose another -o") from error
+        os.close(handle)
+        self.unfinished = Path(name)
+        return self.unfinished
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Rename, or remove."""
+        folder = self.unfinished.is_dir()  # a zarr store is one
+        if kind is None:
+            self.unfinished.chmod(0o755 if folder else 0o644)
+            self.unfinished.replace(self.out)
+        elif folder:
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+        else:
+            self.unfinished.unlink(missing_ok=True)
+
+
+def write_table(out: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a tab-separated table, whole or not at all."""
+    with WholeFile(out) as path, open(path, "w", newline="") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(columns)
+        table.writerows(rows)

@@ -1,0 +1,249 @@
+"""Embeddings: the same vectors whatever the pieces, companions, shards and formats; rows keep their names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import check_estimator
+
+import dna_mamba as dm
+from dna_mamba.data.build import build
+from dna_mamba.data.intervals import Interval
+from dna_mamba.data.vocabulary import tokens_of
+from dna_mamba.embedder import Embedder
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.native import save_pretrained
+from dna_mamba.model.config import BackboneConfig
+from dna_mamba.pipelines.embed import EmbedConfig, as_rows, embed
+
+LENGTHS = (5, 300, 41, 300, 1, 300, 41, 257)
+
+
+def letters_of(number, seed):
+    return "".join(np.random.default_rng(seed).choice(list("ACGTN"), number, p=[0.24] * 4 + [0.04]))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return DnaMamba(BackboneConfig(pattern="MMM", width=16)).eval().use_implementation("cpu")
+
+
+@pytest.fixture(scope="module")
+def directory(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_pretrained(model, folder, {"train": "toy"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fasta") / "r.fa"
+    path.write_text("".join(f">r{i}\n{letters_of(n, i)}\n" for i, n in enumerate(LENGTHS)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def genome(fasta):
+    return build([fasta], fasta.with_suffix(".dna"))
+
+
+@torch.no_grad()
+def by_hand(model, letters, layer, pool, strands="forward"):
+    """One pass over one sequence, in plain torch; layers are read by hooks."""
+
+    def one(text):
+        tokens_BT = torch.from_numpy(tokens_of(text).copy())[None]
+        if layer == len(model.backbone.layers):
+            return model.backbone(tokens_BT)[0][0].double().numpy()
+        if layer == 0:
+            return model.backbone.embedding(tokens_BT.long())[0].double().numpy()
+        caught = {}
+        handle = model.backbone.layers[layer].norm.register_forward_hook(lambda m, i, o: caught.update(stream=o[1]))
+        model.backbone(tokens_BT)
+        handle.remove()
+        return caught["stream"][0].double().numpy()
+
+    vectors_TD = one(letters)
+    other_TD = one(letters[::-1].translate(str.maketrans("ACGT", "TGCA")))[::-1]
+    found = []
+    for number, v in enumerate((vectors_TD, other_TD)):
+        if pool in ("mean", "max"):
+            found.append(getattr(v, pool)(0))
+        elif pool == "last":
+            found.append(v[0] if number else v[-1])
+        else:
+            size = 1 if pool == "none" else int(pool[7:])
+            found.append(np.stack([v[i : i + size].mean(0) for i in range(0, len(v), size)]))
+    return found[0] if strands == "forward" else (found[0] + found[1]) / 2
+
+
+@pytest.mark.parametrize("pool", ["mean", "last", "max", "none", "window:64", "window:7"])
+@pytest.mark.parametrize("layer", [0, 2, -1])
+def test_vectors_are_those_of_one_pass(model, genome, pool, layer):
+    intervals = [(Interval(c.name, 0, c.length), c.name) for c in genome.manifest.contigs]
+    for strands in ("forward", "both"):
+        for piece in (37, 100_000):
+            found = embed(
+                model, genome, intervals, EmbedConfig(layer=layer, pool=pool, strands=strands), piece_bases=piece
+            )
+            for (interval, _), vector in zip(intervals, found, strict=True):
+                expected = by_hand(model, genome.fetch(interval), layer % 4, pool, strands)
+                assert vector.shape == expected.shape and np.allclose(vector, expected, atol=2e-5), (
+                    interval,
+                    strands,
+                    piece,
+                )
+
+
+def test_rows_of_the_other_strand_lie_where_they_were_read(model, genome):
+    config = EmbedConfig(pool="window:100")
+    places = [(Interval("r1", 20, 270, strand), strand) for strand in "+-"]
+    rows, vectors = as_rows(places, embed(model, genome, places, config), config)
+    assert rows["start"].tolist() == [20, 120, 220, 170, 70, 20] and rows["end"].tolist() == [
+        120,
+        220,
+        270,
+        270,
+        170,
+        70,
+    ]
+    assert rows["name"].tolist() == ["+"] * 3 + ["-"] * 3
+    text = genome.fetch(Interval("r1", 20, 270, "-"))
+    assert np.allclose(vectors[3:], by_hand(model, text, 3, "window:100"), atol=2e-5)
+
+
+def read(path):
+    if path.suffix == ".npz":
+        found = np.load(path)
+        return found["name"].tolist(), found["embeddings"], found["start"].tolist()
+    if path.suffix == ".parquet":
+        import pandas as pd
+
+        table = pd.read_parquet(path)
+        return table["name"].tolist(), table[[c for c in table if c[1:].isdigit()]].to_numpy(), table["start"].tolist()
+    import anndata
+
+    table = anndata.read_h5ad(path) if path.suffix == ".h5ad" else anndata.read_zarr(path)
+    return table.obs["name"].tolist(), np.asarray(table.X), table.obs["start"].tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_format_holds_the_same_and_shards_join_to_the_whole(
+    directory, fasta, model, tmp_path, monkeypatch, capsys
+):
+    from dna_mamba import cli
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["dna-mamba", "embed", str(directory), str(fasta), *map(str, arguments)])
+        cli.main()
+        return capsys.readouterr().out
+
+    for ending in ("npz", "parquet", "h5ad", "zarr"):
+        said = json.loads(run("-o", tmp_path / f"o.{ending}", "--json"))
+        assert said["rows"] == 8 and said["width"] == 16 and said["bases"] == sum(LENGTHS)
+        names, vectors, starts = read(tmp_path / f"o.{ending}")
+        assert names == [f"r{i}" for i in range(8)] and starts == [0] * 8
+        for i, n in enumerate(LENGTHS):
+            assert np.allclose(vectors[i], by_hand(model, letters_of(n, i), 3, "mean"), atol=2e-5)
+    whole = read(tmp_path / "o.npz")[1]
+    for i in (1, 2, 3):
+        run("-o", tmp_path / f"s{i}.npz", "--shard", f"{i}/3")
+        names, vectors, _ = read(tmp_path / f"s{i}.npz")
+        assert names == [f"r{k}" for k in range(i - 1, 8, 3)] and np.allclose(vectors, whole[i - 1 :: 3], atol=1e-5)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+MISTAKES = {
+    "format": (["-o", "o.csv"], "must end in .npz, .parquet, .h5ad, .zarr"),
+    "layer": (["-o", "o.npz", "--layer", "9"], "layer 9 is not in this model: 0 is the embedding, 3 (or -1) the last"),
+    "pool": (["-o", "o.npz", "--pool", "men"], "did you mean 'mean'"),
+    "window": (["-o", "o.npz", "--pool", "window:0"], "'window:0' is unknown"),
+    "shard": (["-o", "o.npz", "--shard", "4/3"], "--shard 4/3 is not i/n"),
+    "empty shard": (["-o", "o.npz", "--shard", "9/9"], "has no sequence"),
+    "genome": (["-o", "o.npz", "--genome", "demo"], "does not end in .bed"),
+}
+
+
+@pytest.mark.parametrize("arguments, words", MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_told_in_one_line(arguments, words, directory, fasta, tmp_path, monkeypatch, capsys):
+    from dna_mamba import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dna-mamba", "embed", str(directory), str(fasta), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    found = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in found and len(found.strip().splitlines()) == 1, found
+    assert not [p for p in tmp_path.iterdir() if p.name != "cache"]
+
+
+def test_a_missing_library_is_named(directory, fasta, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    from dna_mamba.pipelines.embed import EmbedRunConfig, run
+
+    with pytest.raises(InputError, match=r"needs pandas and pyarrow; pip install 'dna-mamba\[formats\]'"):
+        run(EmbedRunConfig(model=directory, sequences=str(fasta), out=tmp_path / "o.parquet"))
+
+
+def test_three_lines_to_a_result(directory, model):
+    loaded = dm.load(directory, device="cpu")
+    text = letters_of(200, 3)
+    assert np.allclose(loaded.embed(text), by_hand(model, text, 3, "mean"), atol=2e-5)
+    both = loaded.embed([text, text[:50]], strands="both", layer=1)
+    assert both.shape == (2, 16) and np.allclose(both[1], by_hand(model, text[:50], 1, "mean", "both"), atol=2e-5)
+    per_base = loaded.embed([text, "AC"], pool="none")
+    assert [v.shape for v in per_base] == [(200, 16), (2, 16)]
+    tokens_BT = torch.from_numpy(tokens_of(text).copy())[None]
+    with torch.no_grad():
+        log_p = loaded(tokens_BT)[0][0, :-1, 7:11].double().log_softmax(-1)
+    expected = [float(log_p[t, int(k) - 7]) if k < 11 else 0.0 for t, k in enumerate(tokens_BT[0, 1:])]
+    assert loaded.score(text, per_base=True).tolist() == pytest.approx(expected, abs=1e-4)
+    assert loaded.score([text, "A", text]).tolist() == pytest.approx([sum(expected), 0, sum(expected)], abs=1e-3)
+    new = loaded.generate("ACGT", 30, num=2, seed=1)
+    assert (
+        [len(s) for s in new] == [30, 30]
+        and set("".join(new)) <= set("ACGT")
+        and new == loaded.generate("ACGT", 30, num=2, seed=1)
+    )
+    for bad, words in (("", "is empty"), ("ACX", "no letter of DNA"), ([3], "is int")):
+        with pytest.raises(InputError, match=words):
+            loaded.embed(bad)
+    with pytest.raises(AttributeError):
+        _ = dm.nothing
+
+
+def test_the_embedder_works_inside_scikit_learn(directory):
+    generator = np.random.default_rng(0)
+    rich = ["".join(generator.choice(list("ACGT"), 60, p=[0.1, 0.4, 0.4, 0.1])) for _ in range(20)]
+    poor = ["".join(generator.choice(list("ACGT"), 60, p=[0.4, 0.1, 0.1, 0.4])) for _ in range(20)]
+    pipeline = make_pipeline(Embedder(str(directory), device="cpu"), LogisticRegression(C=100))
+    assert cross_val_score(pipeline, np.array(rich + poor), [1] * 20 + [0] * 20, cv=4).mean() > 0.9
+    fitted = Embedder(str(directory), device="cpu").fit(rich)
+    assert fitted.get_feature_names_out().tolist() == [f"e{i}" for i in range(16)] and fitted.transform(rich).shape == (
+        20,
+        16,
+    )
+    with pytest.raises(InputError, match="one vector a sequence"):
+        Embedder(str(directory), pool="none").fit(rich)
+    with pytest.raises(InputError, match="one string"):
+        fitted.transform("ACGT")
+
+
+# checks of scikit-learn that feed tables of numbers, which are no DNA
+EXPECTED_FAILURES: dict[str, str] = {}
+
+
+def test_scikit_learns_own_checks(directory):
+    results = check_estimator(
+        Embedder(str(directory), device="cpu"), expected_failed_checks=EXPECTED_FAILURES, on_fail=None
+    )
+    failed = {r["check_name"]: str(r["exception"])[:150] for r in results if r["status"] == "failed"}
+    assert not failed, failed
+    assert Path(str(directory)).exists()
