@@ -384,7 +384,9 @@ class _Length:
         return self.genomes.windows(part, length or self.length, seed, self.config.data, **options)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.config.device, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
+        # without the cache: in a context that outlives an optimizer step it would hand out weights as they were
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.config.device, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def _report(self, model: SequenceClassifier, windows: LabelledWindows, places: Sequence[Place]) -> ClassReport:
         model.eval()
@@ -507,11 +509,10 @@ class _Length:
             rows += [_row(b.name, b.chosen, b.report.accuracy, b.report) for b in self._baselines(number)]
         if evaluation.likelihood_ratio.steps:
             self.say("training a language model a class, for the likelihood ratio")
-            with self._autocast():
-                found_NK, truth_N, words = likelihood_ratio(
-                    evaluation.likelihood_ratio, self.language_model, self._windows("train"), test, self.places["test"],
-                    self.genomes.labels, self.recipe.piece_bases, self.config.device, self.config.seed, self.say,
-                )  # fmt: skip
+            found_NK, truth_N, words = likelihood_ratio(
+                evaluation.likelihood_ratio, self.language_model, self._windows("train"), test, self.places["test"],
+                self.genomes.labels, self.recipe.piece_bases, self.config.device, self.config.seed, self.say, self._autocast,
+            )  # fmt: skip
             ratio = report(found_NK, truth_N, self.genomes.labels)
             rows.append(_row("likelihood ratio, one model a class", words, ratio.accuracy, ratio))
         rows += self._oracle()

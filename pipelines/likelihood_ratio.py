@@ -60,8 +60,9 @@ def likelihood_ratio(
     device: str,
     seed: int,
     say: Callable[[str], None],
+    autocast: Callable[[], torch.autocast],
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Train a model a class and give class probabilities (N, K), true classes (N,) and how it was done."""
+    """Train a model a class; give class probabilities (N, K), scored in float32, true classes (N,) and how it was done."""
     policy = TokenPolicy()
     scores_NK = np.zeros((len(places), len(labels)))
     length = test.length
@@ -77,7 +78,8 @@ def likelihood_ratio(
             stored = np.stack([train.stored(train.place_of(label, step, seed + i)) for i in range(config.batch)])
             nowhere_B3 = torch.zeros(len(stored), 3, dtype=torch.long)
             batch = StepBatch(torch.from_numpy(stored).to(device), nowhere_B3, sum_of_weights(stored, policy))
-            module.step(batch, optimizer)
+            with autocast():
+                module.step(batch, optimizer)
             module.read_steps()
         own.eval()
         at_once = max(1, piece_bases // length)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from dna_mamba.pipelines.classify import ClassifyConfig
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, open_labelled
 from dna_mamba.pipelines.likelihood_ratio import log_likelihoods
 from dna_mamba.training import checkpoint
+from dna_mamba.training.finetuning import probabilities
+from dna_mamba.training.optimizer import OptimizerConfig
 from tests.conftest import ROOT, dna_mamba
 from tests.data.test_download import server  # noqa: F401 - a fixture
 
@@ -159,8 +162,6 @@ def test_chance_stays_chance(tmp_path):
     """Both classes random: the 99 % interval of a trained model holds 1/2."""
     manifest = write_set(tmp_path / "same", told=False)
     config = finetune_species.small(str(manifest))
-    from dataclasses import replace
-
     config = replace(config, seq_lens=(100,), checkpoint=None, model=BackboneConfig(pattern="M", width=16),
                      recipe=replace(config.recipe, epochs=1, steps_per_epoch=20),
                      evaluation=replace(config.evaluation, test_windows=400, valid_windows=20, baseline_windows=0))  # fmt: skip
@@ -413,3 +414,23 @@ def test_other_individuals_are_tested_and_never_trained_on(tmp_path):
     places = genomes.windows("held out", 64, 0, data).places(10)
     assert {(p.genome, p.contig) for p in places} == {("a-2", "a2")}
     assert isinstance(places[0], Place) and GenomeStore.open(genomes.stores["a-2"].path).contig("a2").length == 12_000
+
+
+def test_in_bfloat16_what_is_validated_is_what_is_saved(manifest, tmp_path, device):
+    """A cache of cast weights that outlives a step would validate, and choose, a model that is not the one that is saved."""
+    base = finetune_species.small(str(manifest))
+    config = replace(
+        base, seq_lens=(160,), checkpoint=None, model=BackboneConfig(pattern="M", width=32), device=device, precision="bf16",
+        recipe=replace(base.recipe, epochs=1, steps_per_epoch=30, batch=16, optimizer=OptimizerConfig(peak_rate=0.02)),
+        evaluation=replace(base.evaluation, test_windows=20, valid_windows=200, baseline_windows=0),
+    )  # fmt: skip
+    said = []
+    finetune_species.run(config, tmp_path / "run", say=said.append)
+    model, _ = load_classifier(tmp_path / "run" / "lengths" / "160" / "model")
+    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
+    data = LabelledDataConfig(manifest=str(manifest))
+    windows = open_labelled(data).windows("valid", 160, config.seed + 1, data)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        found, truth = probabilities(model, windows, windows.places(200), 16384)
+    accuracy = float((found.argmax(1) == truth).mean())
+    assert f"on validation {accuracy:.3f} (" in said[0], (accuracy, said)
