@@ -1329,6 +1329,8 @@ def bench_species(
     config = pipeline.SpeciesBenchConfig(genome=genome, quick=quick, seed=seed, seq_len=seq_len)
     result = pipeline.run(config, out, overwrite=overwrite, say=_say, warn=_warn)
     _print_json(result.as_dict()) if json else print(result.as_text())
+    if leaks := result.leaks():
+        raise StoppedError(f"leak: without diagnostics {leaks[0]}, which does not hold chance")
 
 
 @bench_app.command(name="genome")

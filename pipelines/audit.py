@@ -86,6 +86,7 @@ def run(
 TILE_BASES = 512
 PART_BASES = 1 << 22
 """Read at once, about."""
+FEWEST_KMERS = 5
 MOST_SHARED = 0.8
 """A tile of which more 31-mers stand in the other genome counts as the same locus; copies of repeats differ by more."""
 
@@ -102,6 +103,8 @@ class AgainstResult:
     tile_bases: int
     num_tiles: int
     """Tiles of the first genome without N."""
+    num_not_judged: int
+    """Of these, tiles with fewer than FEWEST_KMERS 31-mers in the sample."""
     tiles: tuple[tuple[str, int], ...]
     """Contig and first base (0-based) of those that are the same locus in the other one."""
 
@@ -117,6 +120,10 @@ class AgainstResult:
             f"tiles of {self.tile_bases:,} bases with more than {MOST_SHARED:.0%} of their 31-mers in the other genome: "
             f"{len(self.tiles):,} of {self.num_tiles:,}",
         ]
+        if self.num_not_judged:
+            lines.append(
+                f"{self.num_not_judged:,} tiles hold too few sampled 31-mers to be judged; take longer ones with --tile"
+            )
         return "\n".join(
             [*lines, *(f"  {contig}:{start + 1}-{start + self.tile_bases}" for contig, start in self.tiles[:20])]
         )
@@ -145,7 +152,7 @@ def run_against(
     known = theirs.distinct()
     mine = Kmers(theirs.one_of)
     tiles: list[tuple[str, int]] = []
-    num_tiles = 0
+    num_tiles = num_not_judged = 0
     for contig in first.manifest.contigs:
         for begin in range(0, contig.length, part_bases):
             stored = first.stored(contig.name, begin, min(begin + part_bases + K - 1, contig.length))
@@ -161,10 +168,11 @@ def run_against(
                 count = int(usable[inside].sum())
                 complete = bool((codes[inside] != NONE).all())
                 num_tiles += complete
-                if complete and count and found[inside].sum() > MOST_SHARED * count:
+                num_not_judged += complete and count < FEWEST_KMERS
+                if complete and count >= FEWEST_KMERS and found[inside].sum() > MOST_SHARED * count:
                     tiles.append((contig.name, begin + start))
     kmers = mine.distinct()
     return AgainstResult(
         num_kmers=len(kmers), num_shared=int(contained(kmers, known).sum()), one_of=theirs.one_of,
-        tile_bases=tile_bases, num_tiles=num_tiles, tiles=tuple(tiles),
+        tile_bases=tile_bases, num_tiles=num_tiles, num_not_judged=num_not_judged, tiles=tuple(tiles),
     )  # fmt: skip

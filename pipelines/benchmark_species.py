@@ -9,12 +9,15 @@ from typing import Any
 
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines import finetune_species, simulate
+from dna_mamba.pipelines.class_metrics import Share
 from dna_mamba.pipelines.finetune_species import LengthResult
 from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig
+from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.run_directory import write_json, write_text
 
 LEAK_CONFIDENCE = 0.99
 MARK = "benchmark.json"
+WRITTEN = {MARK, "on", "off", "finetune-on", "finetune-off", "confusion-on.png", "confusion-off.png", "table.md"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +43,25 @@ class SpeciesBenchResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Give plain values."""
-        return {"simulated": True, "seconds": self.seconds, "on": asdict(self.on), "off": asdict(self.off)}
+        return {
+            "simulated": True,
+            "seconds": self.seconds,
+            "leaks": self.leaks(),
+            "on": asdict(self.on),
+            "off": asdict(self.off),
+        }
+
+    def leaks(self) -> list[str]:
+        """Name what is away from chance, by its 99 % interval, where nothing was planted."""
+        chance = self.off.rows[-1]["value"]
+        found = []
+        for row in self.off.rows:
+            share = row["accuracy"]
+            if share is not None:
+                wide = Share.of(share["correct"], share["number"], LEAK_CONFIDENCE, share["effective"])
+                if not wide.low <= chance <= wide.high:
+                    found.append(f"{row['name']}: {wide.low:.3f} to {wide.high:.3f}")
+        return found
 
     def as_text(self) -> str:
         """Give a table in Markdown."""
@@ -60,7 +81,9 @@ class SpeciesBenchResult:
         of_off = {row["name"]: row for row in self.off.rows}
         for row in self.on.rows:
             lines.append(f"| {row['name']} | {cell(row)} | {cell(of_off.get(row['name']))} |")
-        return "\n".join(lines)
+        leaks = self.leaks()
+        words = "; ".join(leaks) if leaks else "every 99 % interval holds chance"
+        return "\n".join([*lines, "", f"leak test: {words}"])
 
 
 def _config(config: SpeciesBenchConfig, manifest: Path) -> finetune_species.FinetuneSpeciesConfig:
@@ -88,19 +111,32 @@ def run(
     """
     say = say or (lambda words: None)
     started = time.monotonic()
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        if not (overwrite and (out / MARK).exists()):
-            raise InputError(f"--out {out} exists; pass --overwrite to replace an earlier benchmark, or choose another")
-        shutil.rmtree(out)
+    simulated = {
+        name: simulate.SimulateConfig(
+            genome=config.genome, diagnostics=name == "on", seed=config.seed, **simulate.preset("benchmark")
+        )
+        for name in ("on", "off")
+    }
+    if not 16 <= config.seq_len <= simulated["on"].contig_bases:
+        raise InputError(
+            f"--seq-len {config.seq_len} must lie between 16 and {simulated['on'].contig_bases:,}, the length of the contigs"
+        )
+    load_genome(config.genome, None, warn)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        others = {entry.name for entry in out.iterdir()} - WRITTEN if out.is_dir() else {out.name}
+        if not overwrite or others or not (out / MARK).exists():
+            raise InputError(
+                f"--out {out} exists{' and holds other files' if others else ''}; pass --overwrite to replace an earlier "
+                f"benchmark that stands alone, or choose another"
+            )
+        for entry in out.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / MARK, {"config": asdict(config), "complete": False})
     found = {}
     for name in ("on", "off"):
         say(f"diagnostics {name}")
-        simulated = simulate.SimulateConfig(
-            genome=config.genome, diagnostics=name == "on", seed=config.seed, **simulate.preset("benchmark")
-        )
-        simulate.run(simulated, out / name, warn=warn)
+        simulate.run(simulated[name], out / name, warn=warn)
         run_config = _config(config, out / name / "manifest.yaml")
         found[name] = finetune_species.run(run_config, out / f"finetune-{name}", say=say, warn=warn).lengths[0]
         picture = out / f"finetune-{name}" / "lengths" / str(config.seq_len) / "confusion.png"

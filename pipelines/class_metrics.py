@@ -1,6 +1,7 @@
 # Shapes: N sequences, T positions, K classes
 """How well classes are told apart, with intervals, and what simple models reach on the same windows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ class Share:
     number: int
     low: float
     high: float
+    effective: float
+    """Independent answers that the interval counts with; fewer than `number` where windows overlap."""
 
     @property
     def value(self) -> float:
@@ -29,14 +32,31 @@ class Share:
         return self.correct / self.number if self.number else float("nan")
 
     @classmethod
-    def of(cls, correct: int, number: int, confidence: float = 0.95) -> "Share":
-        """Count."""
-        from scipy.stats import binomtest  # here: slow to import
+    def of(cls, correct: int, number: int, confidence: float = 0.95, effective: float | None = None) -> "Share":
+        """Count.
+
+        Args:
+            correct: Right answers.
+            number: Answers.
+            confidence: Of the interval.
+            effective: Independent answers among them; without it all are.
+        """
+        from scipy.stats import norm  # here: slow to import
 
         if number == 0:
-            return cls(correct=0, number=0, low=0.0, high=1.0)
-        interval = binomtest(correct, number).proportion_ci(confidence, method="wilson")
-        return cls(correct=correct, number=number, low=float(interval.low), high=float(interval.high))
+            return cls(correct=0, number=0, low=0.0, high=1.0, effective=0.0)
+        n = float(number) if effective is None else max(1.0, min(float(number), effective))
+        share, z = correct / number, float(norm.ppf(0.5 + confidence / 2))
+        middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+        low, high = max(0.0, middle - half), min(1.0, middle + half)
+        return cls(
+            correct=correct,
+            number=number,
+            low=low if correct else 0.0,
+            high=high if correct < number else 1.0,
+            effective=n,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +79,9 @@ class ClassReport:
         """Give plain values."""
 
         def share(one: Share) -> dict[str, Any]:
-            return {"correct": one.correct, "number": one.number, "value": one.value, "low": one.low, "high": one.high}
+            value = one.value if one.number else None
+            return {"correct": one.correct, "number": one.number, "value": value, "low": one.low, "high": one.high,
+                    "effective": one.effective}  # fmt: skip
 
         return {
             "accuracy": share(self.accuracy),
@@ -71,9 +93,13 @@ class ClassReport:
 
 
 def report(
-    probabilities_NK: np.ndarray, targets_N: np.ndarray, labels: Sequence[str], confidence: float = 0.95
+    probabilities_NK: np.ndarray,
+    targets_N: np.ndarray,
+    labels: Sequence[str],
+    confidence: float = 0.95,
+    effective: float | None = None,
 ) -> ClassReport:
-    """Compare probabilities with true classes."""
+    """Compare probabilities with true classes; `effective` as in `Share.of`."""
     from sklearn.metrics import confusion_matrix  # here: slow to import
 
     answers_N = probabilities_NK.argmax(1)
@@ -89,8 +115,16 @@ def report(
     of_truth_N = probabilities_NK[np.arange(len(targets_N)), targets_N]
     return ClassReport(
         labels=tuple(labels),
-        accuracy=Share.of(int(right_N.sum()), len(right_N), confidence),
-        by_class=tuple(Share.of(int(row[i]), int(row.sum()), confidence) for i, row in enumerate(confusion)),
+        accuracy=Share.of(int(right_N.sum()), len(right_N), confidence, effective),
+        by_class=tuple(
+            Share.of(
+                int(row[i]),
+                int(row.sum()),
+                confidence,
+                None if effective is None else effective * row.sum() / len(right_N),
+            )
+            for i, row in enumerate(confusion)
+        ),
         confusion=confusion,
         calibration_error=float(error),
         log_loss=float(-np.log(np.maximum(of_truth_N, 1e-300)).mean()),
@@ -141,6 +175,7 @@ def baselines(
     *,
     ks: Sequence[int] = (2, 4, 6),
     strengths: Sequence[float] = (1e-3, 1e-1, 10.0),
+    effective: float | None = None,
 ) -> list[Baseline]:
     """Fit logistic regressions on k-mer shares and on the share of G and C; choose k and strength on validation.
 
@@ -151,6 +186,7 @@ def baselines(
         labels: Names of the classes.
         ks: Lengths of k-mers to choose from.
         strengths: Inverse strengths of the L2 penalty to choose from.
+        effective: Independent test windows, as in `Share.of`.
     """
     from sklearn.linear_model import LogisticRegression  # here: slow to import
     from sklearn.pipeline import make_pipeline
@@ -174,7 +210,8 @@ def baselines(
         _, chosen, model, function = found
         probabilities = np.zeros((len(test[1]), len(labels)))
         probabilities[:, model.classes_] = model.predict_proba(function(test[0]))
-        return Baseline(name=name, chosen=chosen, report=report(probabilities, test[1], labels))
+        chosen = f"{chosen}; {len(train[1]):,} training windows"
+        return Baseline(name=name, chosen=chosen, report=report(probabilities, test[1], labels, effective=effective))
 
     return [
         best("k-mers + logistic regression", {f"k = {k}": lambda stored, k=k: shares(stored, k) for k in ks}),

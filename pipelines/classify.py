@@ -108,6 +108,8 @@ def run(
     """
     started = time.monotonic()
     device = find_device(config.device)
+    if config.out is not None and config.out.is_dir():
+        raise InputError(f"-o {config.out} is a directory; name a file in it")
     model, _ = load_classifier(find_classifier(config.model))
     model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
     genome, intervals = open_sequences(config.sequences, config.genome, config.window_bases, on_progress, warn)

@@ -46,7 +46,11 @@ def settings(
                 "finetune species needs --manifest: a YAML file, or great-apes or hyenadna-5 from the package"
             )
         config = preset(preset_name or str(together.get("preset", "paper")), manifest)
-        if model is not None and "checkpoint" not in together:
+        if model is not None and together.get("checkpoint") is not None:
+            raise InputError(
+                "--model is for training from scratch and --checkpoint brings its own sizes; give one of them"
+            )
+        if model is not None:
             layers[1] = ("the options", override(layers[1][1], {"checkpoint": None}))
     values = asdict(config)
     for origin, changes in layers:

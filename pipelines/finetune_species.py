@@ -3,6 +3,8 @@
 
 import csv
 import json
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -118,7 +120,8 @@ class FinetuneSpeciesConfig:
 
 def paper(manifest: str) -> FinetuneSpeciesConfig:
     """The Mamba paper's recipe; only the vectors are standardized, which the paper does not do."""
-    return FinetuneSpeciesConfig(data=LabelledDataConfig(manifest=manifest))
+    evaluation = SpeciesEvaluationConfig(likelihood_ratio=LikelihoodRatioConfig(steps=256))
+    return FinetuneSpeciesConfig(data=LabelledDataConfig(manifest=manifest), evaluation=evaluation)
 
 
 def small(manifest: str) -> FinetuneSpeciesConfig:
@@ -170,6 +173,7 @@ class FinetuneSpeciesResult:
     out: Path
     labels: tuple[str, ...]
     lengths: tuple[LengthResult, ...]
+    simulated: bool = False
 
 
 def resolve(config: FinetuneSpeciesConfig) -> FinetuneSpeciesConfig:
@@ -207,6 +211,10 @@ def _begin(
     return classifier, language_model, name
 
 
+def _seed(config: FinetuneSpeciesConfig, part: str) -> int:
+    return config.seed + ("train", "valid", "test", "held out").index(part)
+
+
 def check(config: FinetuneSpeciesConfig, genomes: LabelledGenomes) -> dict[int, str]:
     """Try all that can go wrong before anything is written; give what each length begins with.
 
@@ -216,11 +224,15 @@ def check(config: FinetuneSpeciesConfig, genomes: LabelledGenomes) -> dict[int, 
     begins = {}
     for length in config.seq_lens:
         _, _, begins[length] = _begin(config, length, genomes.labels)
-        for number, part in enumerate(("train", "valid", "test")):
-            windows = genomes.windows(part, length, config.seed + number, config.data)
-            windows.place(0, 0)
-            for label in genomes.labels:
-                windows.try_class(label)
+        parts = ["train", "valid", "test", *(["held out"] if genomes.held_out is not None else [])]
+        for part in parts:
+            windows = genomes.windows(part, length, _seed(config, part), config.data)
+            if part == "train":
+                for label in windows.labels:
+                    windows.try_class(label)
+            else:
+                name = "valid_windows" if part == "valid" else "test_windows"
+                windows.places(getattr(config.evaluation, name))
     return begins
 
 
@@ -277,9 +289,15 @@ def run(
     say = say or (lambda words: None)
     config = resolve(config)
     genomes = open_labelled(config.data, on_progress=on_progress, warn=warn)
+    if warn and genomes.split.left_out:
+        bases = sum(c.length for c in genomes.split.left_out)
+        warn(
+            f"{len(genomes.split.left_out):,} contigs with {bases:,} bases are in no part: without a verified homologue, or "
+            f"with parts of several; dna-mamba genome audit lists them by class"
+        )
     begins = check(config, genomes)
     lock = run_directory.prepare(out, resume=resume, overwrite=overwrite)
-    step = 0
+    length = 0
     try:
         if resume:
             _check_same(config, genomes, out)
@@ -305,18 +323,23 @@ def run(
             if one is None:
                 one = _Length(config, genomes, length, folder, resume, say).run()
             found.append(one)
-        result = FinetuneSpeciesResult(out=out, labels=genomes.labels, lengths=tuple(found))
+        result = FinetuneSpeciesResult(
+            out=out, labels=genomes.labels, lengths=tuple(found), simulated=_is_simulated(config)
+        )
         run_directory.write_json(
             out / "results.json", {"labels": list(genomes.labels), "lengths": [asdict(one) for one in found]}
         )
         draw_series(result, out / "accuracy.png")
         return result
-    except TerminatedError as error:
-        newest = [checkpoint.list_checkpoints(path / "checkpoints") for path in (out / "lengths").glob("*")]
-        step = max((checkpoint.step_of(paths[-1]) for paths in newest if paths), default=0)
-        raise Interrupted(error.number, out, step) from error
+    except TerminatedError as error:  # between trainings: what was trained is saved
+        newest = checkpoint.list_checkpoints(out / "lengths" / str(length) / "checkpoints") if length else []
+        raise Interrupted(error.number, out, checkpoint.step_of(newest[-1]) if newest else 0) from error
     finally:
         lock.release()
+
+
+def _is_simulated(config: FinetuneSpeciesConfig) -> bool:
+    return (Path(config.data.manifest).parent / TRUTH).exists()
 
 
 def config_of_run(out: Path) -> FinetuneSpeciesConfig:
@@ -330,7 +353,7 @@ def config_of_run(out: Path) -> FinetuneSpeciesConfig:
 def _check_same(config: FinetuneSpeciesConfig, genomes: LabelledGenomes, out: Path) -> None:
     old = config_of_run(out)
     every = config.checkpoint_every_steps
-    if replace(old, seq_lens=config.seq_lens, device=config.device, checkpoint_every_steps=every) != config:
+    if replace(old, device=config.device, checkpoint_every_steps=every) != config:
         raise InputError(
             f"--resume: these settings differ from those of {out}; leave them out, or choose another --out"
         )
@@ -350,8 +373,31 @@ def _read_result(path: Path) -> LengthResult | None:
     return LengthResult(**{**values, "rows": tuple(values["rows"])})
 
 
+class SignalsWait:
+    """While the block runs, SIGINT and SIGTERM are remembered and not acted upon: a step is ended and saved first."""
+
+    received: int | None = None
+
+    def __enter__(self) -> "SignalsWait":
+        """Take the signals over, where this is the main thread."""
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self.received = number
+
+    def __exit__(self, *rest: object) -> None:
+        """Give them back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
 class _Length:
     """One length of a run."""
+
+    signals = SignalsWait()
 
     def __init__(
         self,
@@ -380,8 +426,7 @@ class _Length:
         }
 
     def _windows(self, part: str, length: int | None = None, **options: Any) -> LabelledWindows:
-        seed = self.config.seed + ("train", "valid", "test", "held out").index(part)
-        return self.genomes.windows(part, length or self.length, seed, self.config.data, **options)
+        return self.genomes.windows(part, length or self.length, _seed(self.config, part), self.config.data, **options)
 
     def _autocast(self) -> torch.autocast:
         # without the cache: in a context that outlives an optimizer step it would hand out weights as they were
@@ -392,7 +437,7 @@ class _Length:
         model.eval()
         with self._autocast():
             found_NK, truth_N = probabilities(model, windows, places, self.recipe.piece_bases)
-        return report(found_NK, truth_N, self.genomes.labels)
+        return report(found_NK, truth_N, self.genomes.labels, effective=windows.independent(places))
 
     def run(self) -> LengthResult:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -449,8 +494,12 @@ class _Length:
                 recent.append(step)
                 rows.writerow([getattr(step, name) for name in COLUMNS])
                 file.flush()
-                if step.step % self.config.checkpoint_every_steps == 0 and step.step % self.recipe.steps_per_epoch:
+                at_epoch_end = step.step % self.recipe.steps_per_epoch == 0  # saved by on_epoch, after its validation
+                if step.step % self.config.checkpoint_every_steps == 0 and not at_epoch_end:
                     save(step.step)
+                if self.signals.received is not None and not at_epoch_end:
+                    save(step.step)
+                    raise Interrupted(self.signals.received, self.folder.parent.parent, step.step)
 
             def on_epoch(epoch: int) -> None:
                 nonlocal best, epoch_started
@@ -479,9 +528,12 @@ class _Length:
                     }
                     save_classifier(self.classifier, self.folder / "model", about)
                 save((epoch + 1) * self.recipe.steps_per_epoch)
+                if self.signals.received is not None:
+                    steps = (epoch + 1) * self.recipe.steps_per_epoch
+                    raise Interrupted(self.signals.received, self.folder.parent.parent, steps)
 
             if first_step < total:
-                with self._autocast():
+                with self._autocast(), SignalsWait() as self.signals:
                     finetune(
                         self.classifier, lambda length: self._windows("train", length), self.recipe,
                         optimizer=optimizer, first_step=first_step, on_step=on_step, on_epoch=on_epoch,
@@ -499,7 +551,11 @@ class _Length:
         size = self.classifier.config.size
         detail = f"began with {self.began_with}; epoch {about['epoch']} chosen on validation"
         rows = [_row(f"Mamba {size}, {self.config.pooling}", detail, found.accuracy, found)]
-        draw_confusion(found, self.folder / "confusion.png", f"Mamba {size} on windows of {self.length:,} bases")
+        draw_confusion(
+            found,
+            self.folder / "confusion.png",
+            f"{'SIMULATED: ' if _is_simulated(self.config) else ''}Mamba {size} on windows of {self.length:,} bases",
+        )
         rows += self._controls(model)
         number = min(evaluation.baseline_windows, MOST_BASELINE_BASES // self.length)
         if evaluation.baseline_windows and number < 10 * len(self.genomes.labels):
@@ -513,7 +569,8 @@ class _Length:
                 evaluation.likelihood_ratio, self.language_model, self._windows("train"), test, self.places["test"],
                 self.genomes.labels, self.recipe.piece_bases, self.config.device, self.config.seed, self.say, self._autocast,
             )  # fmt: skip
-            ratio = report(found_NK, truth_N, self.genomes.labels)
+            effective = test.independent(self.places["test"])
+            ratio = report(found_NK, truth_N, self.genomes.labels, effective=effective)
             rows.append(_row("likelihood ratio, one model a class", words, ratio.accuracy, ratio))
         rows += self._oracle()
         rows.append(_row("chance", f"{len(self.genomes.labels)} classes", None, None, 1 / len(self.genomes.labels)))
@@ -530,6 +587,7 @@ class _Length:
             read(self._windows("valid"), self.places["valid"]),
             read(self._windows("test"), self.places["test"]),
             self.genomes.labels,
+            effective=self._windows("test").independent(self.places["test"]),
         )
 
     def _controls(self, model: SequenceClassifier) -> list[dict[str, Any]]:
@@ -558,14 +616,16 @@ class _Length:
         return rows
 
     def _oracle(self) -> list[dict[str, Any]]:
-        folder = Path(self.config.data.manifest).parent
-        if not (folder / TRUTH).exists():
+        if not _is_simulated(self.config):
             return []
-        bases_of = {c.label: 0 for c in self.genomes.split.train}
-        for part in ("train", "valid", "test"):
-            for contig in getattr(self.genomes.split, part):
-                bases_of[contig.label] += contig.length
+        folder = Path(self.config.data.manifest).parent
+        bases_of = dict.fromkeys(self.genomes.labels, 0)
+        for one in self.genomes.manifest.classes:
+            bases_of[one.label] += sum(self.genomes.stores[assembly.name].num_bases for assembly in one.assemblies)
         truth = read_truth(folder, bases_of)
+        if set(truth.species) != set(self.genomes.labels):
+            self.say("no oracle: the classes are not the species of the simulation")
+            return []
         best = attainable(truth, self.length)
         words = "sees every planted insertion in the window"
         return [
@@ -628,7 +688,9 @@ def draw_series(result: FinetuneSpeciesResult, picture: Path) -> Path:
             axes.errorbar(x, y, yerr=[low, high], marker="o", capsize=3, color=f"C{number}", label=name)
         else:
             axes.plot(x, y, marker="s", linestyle="--", color=f"C{number}", label=name)
-    if set(result.labels) == GREAT_APES:
+    if result.simulated:
+        axes.set_title("SIMULATED", color="firebrick")
+    elif set(result.labels) == GREAT_APES:
         for (name, values), style in zip(PAPER.items(), ("-", "--", ":"), strict=True):
             axes.plot(
                 PAPER_LENGTHS, [v / 100 for v in values], color="lightgrey", linestyle=style, zorder=0, label=name

@@ -56,7 +56,7 @@ class LabelledGenomes:
     stores: Mapping[str, GenomeStore]
     split: LabelledSplit
     held_out: LabelledSplit | None
-    """The same parts of assemblies that were held out; classes without one are missing."""
+    """Test part of assemblies that were held out; classes without one are missing."""
 
     def windows(
         self, part: str, length: int, seed: int, data: LabelledDataConfig, *, max_masked: float | None = None
@@ -112,13 +112,25 @@ def open_labelled(
     labels = tuple(one.label for one in manifest.classes)
     if missing := [label for label in labels if not any(c.label == label for c in used)]:
         raise InputError(f"class {missing[0]} has no assembly left to train on; hold out fewer")
+    split = _split(data, manifest, used)
     return LabelledGenomes(
         manifest=manifest,
         labels=labels,
         stores=stores,
-        split=_split(data, manifest, used),
-        held_out=_split(data, manifest, others) if others else None,
+        split=split,
+        held_out=_of_test(others, split) if others else None,
     )
+
+
+def _of_test(others: Sequence[LabelledContig], split: LabelledSplit) -> LabelledSplit:
+    """Keep what lies at the loci of the test part: of another individual nothing else is looked at."""
+    names = {name for contig in split.test for name in contig.human_chromosomes or {contig.contig}}
+    test = [c for c in others if (c.human_chromosomes or {c.contig}) <= names]
+    if not test:
+        raise InputError(
+            f"the assemblies that are held out ({others[0].genome}, ...) have no contig at a locus of the test part"
+        )
+    return LabelledSplit(train=(), valid=(), test=tuple(test), left_out=tuple(c for c in others if c not in test))
 
 
 def _open(

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from dna_mamba.data.build import build
 from dna_mamba.data.download import MAX_BYTES, check_url, download
@@ -125,14 +128,23 @@ def read_genome_manifest(path: Path) -> GenomeManifest:
             f"{path} is no manifest file{nearest(str(path), SHIPPED)}; the package has {', '.join(SHIPPED)}"
         )
     values = load_yaml(path)
-    for one in values.get("classes") or []:
-        for assembly in (one.get("assemblies") or []) if isinstance(one, dict) else []:
-            if isinstance(assembly, dict) and isinstance(assembly.get("fasta"), str):
+    for key in ("format_version", "name", "classes"):
+        if key not in values:
+            raise InputError(f"{path} lacks the key {key!r}; a manifest has format_version, name and classes")
+    for one in _listed(values["classes"], f"{path}: classes"):
+        for assembly in _listed(one.get("assemblies"), f"{path}: assemblies of {one.get('label')}"):
+            if isinstance(assembly.get("fasta"), str):
                 fasta = path.parent / assembly["fasta"]
                 if not fasta.exists():
                     raise InputError(f"{path}: {assembly['fasta']} does not exist (looked for {fasta})")
                 assembly["fasta"] = str(fasta.absolute())
     return read_config(GenomeManifest, values, str(path))
+
+
+def _listed(value: object, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise InputError(f"{where} is {str(value)[:60]!r}, expected a list of sections")
+    return value
 
 
 def homologues_of_report(text: str, where: str) -> dict[str, str]:
@@ -206,13 +218,21 @@ def fetch(
     """
     say = say or (lambda words: None)
     folder.mkdir(parents=True, exist_ok=True)
-    record = _read_record(folder / RECORD)
-    done = []
-    for one in manifest.classes:
-        for assembly in one.assemblies:
-            done.append(_fetch_one(one.label, assembly, folder, record, on_progress, say, pause))
-            run_directory.write_json(folder / RECORD, record)
-    return done
+    lock = FileLock(folder / "fetch.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another process is fetching into {folder}; wait for it or choose another --out") from None
+    try:
+        record = _read_record(folder / RECORD)
+        done = []
+        for one in manifest.classes:
+            for assembly in one.assemblies:
+                done.append(_fetch_one(one.label, assembly, folder, record, on_progress, say, pause))
+                run_directory.write_json(folder / RECORD, record)
+        return done
+    finally:
+        lock.release()
 
 
 def _read_record(path: Path) -> dict[str, dict[str, str]]:
@@ -270,7 +290,15 @@ def _fetch_one(
         homologue_of |= homologues_of_report(report.read_text(errors="replace"), str(report))
     store = folder / f"{assembly.name}.dna"
     if known.get("stored") != sha256 or not _is_store(store):
-        build([file], store, overwrite=True, on_progress=progress("packing"))
+        try:
+            build([file], store, overwrite=True, on_progress=progress("packing"))
+        except InputError:
+            if (
+                recorded_now and assembly.url is not None
+            ):  # no genome came, an error page perhaps: the next try asks again
+                file.unlink(missing_ok=True)
+                known.clear()
+            raise
         known["stored"] = sha256
     return Fetched(
         label=label, assembly=assembly, store=store, sha256=sha256, recorded_now=recorded_now, homologue_of=homologue_of

@@ -24,7 +24,7 @@ class Truth:
     branches: tuple[str, ...]
     """Those with insertions."""
     per_base: Mapping[tuple[str, str], float]
-    """Species and branch: insertions a base of the species' genome."""
+    """Species and branch: insertions with a diagnostic base left, a base of the species' genome."""
     mean_span: Mapping[str, float]
     """Branch: mean bases from the first diagnostic position of an insertion to the last."""
     diagnostic: Mapping[tuple[str, str], dict[str, np.ndarray]]
@@ -48,16 +48,19 @@ def read_truth(folder: Path, bases_of: Mapping[str, int]) -> Truth:
             rows = list(csv.DictReader(file, delimiter="\t"))
         positions: dict[tuple[str, str], dict[str, list[int]]] = {}
         spans: dict[str, list[int]] = {}
+        shown: dict[tuple[str, str], int] = {}
         for row in rows:
             where = [int(text) for text in row["diagnostic"].split(",") if text]
             positions.setdefault((row["species"], row["contig"]), {}).setdefault(row["branch"], []).extend(where)
             if where:
                 spans.setdefault(row["branch"], []).append(where[-1] - where[0])
+                shown[row["species"], row["branch"]] = shown.get((row["species"], row["branch"]), 0) + 1
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no truth of a simulation that can be read: {error}") from error
     species = tuple(name for name, row in tree.items() if row["species"])
     branches = tuple(name for name, row in tree.items() if row["insertions"])
-    per_base = {(s, b): tree[b]["insertions"] / bases_of[s] for s in species for b in branches if b in path_of(s)}
+    known = [s for s in species if bases_of.get(s)]
+    per_base = {(s, b): shown.get((s, b), 0) / bases_of[s] for s in known for b in branches if b in path_of(s)}
     return Truth(
         species=species,
         branches=branches,

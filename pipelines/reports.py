@@ -223,23 +223,25 @@ def finetune_as_tables(result: FinetuneSpeciesResult) -> list[Table]:
     """Give a table a length."""
     tables = []
     for one in result.lengths:
-        table = Table(title=f"test windows of {one.seq_len:,} bases")
-        for column in ("", "accuracy", "95 % interval", ""):
+        title = f"{'SIMULATED, ' if result.simulated else ''}test windows of {one.seq_len:,} bases"
+        table = Table(title=title)
+        for column in ("", "accuracy", "95 % interval", "calibration error", "log loss", ""):
             table.add_column(column)
         for row in one.rows:
             value = "" if row["value"] is None else f"{row['value']:.3f}"
             share = row["accuracy"]
             interval = "" if share is None else f"{share['low']:.3f} to {share['high']:.3f}"
-            table.add_row(row["name"], value, interval, row["detail"])
+            of = row["report"]
+            more = ("", "") if of is None else (f"{of['calibration_error']:.3f}", f"{of['log_loss']:.3f}")
+            table.add_row(row["name"], value, interval, *more, row["detail"])
         tables.append(table)
         first = one.rows[0]["report"]
-        classes = Table(title=f"classes, windows of {one.seq_len:,} bases")
-        for column in ("true class", "recognised", "95 % interval", *(f"as {label}" for label in result.labels)):
+        classes = Table(title=f"classes, windows of {one.seq_len:,} bases: rows are true, columns answers")
+        for column in ("", "recognised", *result.labels):
             classes.add_column(column)
         for label, counts in zip(result.labels, first["confusion"], strict=True):
             share = first["by_class"][label]
-            classes.add_row(
-                label, f"{share['value']:.3f}", f"{share['low']:.3f} to {share['high']:.3f}", *map(str, counts)
-            )
+            interval = f"{share['value']:.3f} ({share['low']:.3f}-{share['high']:.3f})" if share["number"] else ""
+            classes.add_row(label, interval, *map(str, counts))
         tables.append(classes)
     return tables

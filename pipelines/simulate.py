@@ -73,7 +73,7 @@ class SimulateConfig:
     preset: str = "benchmark"
     contig_bases: int = 50_000
     """The sequence is cut into contigs of this length, each a locus of its own for splits."""
-    insertions_per_mb: float = 170.0
+    insertions_per_mb: float = 180.0
     """Of elements with diagnostic positions, on each branch that ends today."""
     inner_insertions_per_mb: float = 0.0
     """The same on each inner branch; all species below it share them."""
@@ -85,6 +85,8 @@ class SimulateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed {self.seed} must lie between 0 and 2^63 - 1")
         if not 1000 <= self.contig_bases <= MAX_BASES:
             raise InputError(f"contig_bases {self.contig_bases} must lie between 1,000 and {MAX_BASES:,}")
         for name in ("insertions_per_mb", "inner_insertions_per_mb"):
@@ -104,8 +106,8 @@ class SimulateConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # 170 a megabase put one into half of all windows of 4,096 bases: whoever sees them is right in 60 %
-    "benchmark": {"insertions_per_mb": 170.0, "inner_insertions_per_mb": 0.0, "diagnostic_share": 0.05},
+    # 180 a megabase put one into half of all windows of 4,096 bases: whoever sees them is right in 60 %
+    "benchmark": {"insertions_per_mb": 180.0, "inner_insertions_per_mb": 0.0, "diagnostic_share": 0.05},
     # human-specific insertions of Alu, L1 and SVA, 7,568 in 3,100 Mb (Mills et al. 2006); 5 of 282 positions as in AluYa5
     "realistic": {"insertions_per_mb": 2.4, "inner_insertions_per_mb": 2.4, "diagnostic_share": 0.018},
 }
@@ -207,6 +209,10 @@ def run(
     """
     if out.exists():
         raise InputError(f"--out {out} exists; choose another")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from error
     say = say or (lambda words: None)
     loci = _loci(config, on_progress, warn)
     generator = np.random.default_rng([config.seed, 0])
@@ -217,23 +223,26 @@ def run(
     events: list[Event] = []
     ends: dict[str, dict[str, Lineage]] = {}
     substitutions_of: dict[str, int] = {}
+    indels_of: dict[str, list[int]] = {}
     for number, branch in enumerate(GREAT_APES):
         say(f"evolving {branch.name}")
         begins = {name: Lineage.of(b) for name, b in loci.items()} if branch.above is None else ends[branch.above]
         ends[branch.name] = {}
         substitutions_of[branch.name] = 0
+        indels_of[branch.name] = [0, 0]
         for at, (locus, begin) in enumerate(begins.items()):
-            now, count = _along(
+            now, (count, insertions, deletions) = _along(
                 config, branch, locus, begin, len(loci[locus]), sources.get(branch.name, []), events,
                 np.random.default_rng([config.seed, 1, number, at]),
             )  # fmt: skip
             ends[branch.name][locus] = now
             substitutions_of[branch.name] += count
-    out.parent.mkdir(parents=True, exist_ok=True)
+            indels_of[branch.name][0] += insertions
+            indels_of[branch.name][1] += deletions
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         say("writing")
-        _write(config, unfinished, tuple(loci), ends, events, substitutions_of)
+        _write(config, unfinished, tuple(loci), ends, events, substitutions_of, indels_of)
         unfinished.chmod(0o755)
         unfinished.rename(out)
     except BaseException:
@@ -257,11 +266,11 @@ def _along(
     sources: Sequence[Source],
     events: list[Event],
     generator: np.random.Generator,
-) -> tuple[Lineage, int]:
-    """Let one locus evolve along a branch; new insertions are added to `events`."""
+) -> tuple[Lineage, tuple[int, int, int]]:
+    """Let one locus evolve along a branch, and count substitutions and indels; new elements are added to `events`."""
     spectrum = SPECTRA.get(branch.name, {}) if config.diagnostics else {}
     model = replace(config.mutations, spectrum={**config.mutations.spectrum, **spectrum})
-    now, count = begin, 0
+    now, count, insertions, deletions = begin, 0, 0, 0
     for _ in range(SEGMENTS):
         expected = config.insertions_on(branch) * root_bases / 1e6 / SEGMENTS
         copies = [make_copy(sources, generator) for _ in range(generator.poisson(expected))]
@@ -273,7 +282,9 @@ def _along(
             ]
         now = evolve(now, branch.length / SEGMENTS, model, generator)
         count += now.num_substitutions
-    return now, count
+        insertions += now.num_insertions
+        deletions += now.num_deletions
+    return now, (count, insertions, deletions)
 
 
 def _write(
@@ -283,6 +294,7 @@ def _write(
     ends: Mapping[str, Mapping[str, Lineage]],
     events: Sequence[Event],
     substitutions_of: Mapping[str, int],
+    indels_of: Mapping[str, Sequence[int]],
 ) -> None:
     for species in SPECIES:
         with open(out / f"{species}.fa", "w") as file:
@@ -324,6 +336,7 @@ def _write(
                 {"branch": b.name, "above": b.above, "substitutions_a_site": b.length, "species": b.species,
                  "insertions_per_mb": config.insertions_on(b), "insertions": sum(e.branch == b.name for e in events),
                  "substitutions": substitutions_of[b.name],
+                 "short_insertions": indels_of[b.name][0], "short_deletions": indels_of[b.name][1],
                  "spectrum": SPECTRA.get(b.name, {}) if config.diagnostics else {}}
                 for b in GREAT_APES
             ],

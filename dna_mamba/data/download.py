@@ -36,7 +36,10 @@ def check_url(url: str) -> None:
     Raises:
         InputError: The URL has another scheme or no host.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InputError(f"URL {url!r} is no URL: {error}") from error
     local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if (parts.scheme != "https" and not (parts.scheme == "http" and local)) or not parts.hostname:
         raise InputError(f"URL {url!r} is refused: give one that begins with https://")
@@ -50,6 +53,8 @@ class ResumingDownloader:
         self.on_progress = on_progress or (lambda done, total: None)
         self.max_bytes = max_bytes
         self.pause = pause
+        self.version = part.with_name(f"{part.name}.version")
+        """Holds what the server called this version of the file."""
 
     def __call__(self, url: str, output_file: Any, pooch: Any, check_only: bool = False) -> None:
         """Download, in as many attempts as it takes and ATTEMPTS allows without any progress."""
@@ -70,12 +75,15 @@ class ResumingDownloader:
                     ) from error
                 time.sleep(self.pause * 2 ** min(failures, 5))
         self.part.replace(output_file)
+        self.version.unlink(missing_ok=True)
 
     def _attempt(self, url: str) -> None:
         have = self.part.stat().st_size if self.part.exists() else 0
         headers = {"Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
+            if self.version.exists():  # else the server would not say that the file changed meanwhile
+                headers["If-Range"] = self.version.read_text()
         with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, SILENT_SECONDS)) as answer:
             check_url(answer.url)  # where redirects led
             if answer.status_code == 416:  # nothing after what is here
@@ -89,6 +97,11 @@ class ResumingDownloader:
                 raise InputError(f"{url}: the server says {answer.status_code} {answer.reason}; is the URL right?")
             if answer.status_code == 200:
                 have = 0  # the server sends all of it
+                version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+                if version and not version.startswith("W/"):  # a weak one does not promise equal bytes
+                    self.version.write_text(version)
+                else:
+                    self.version.unlink(missing_ok=True)
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 self.part.unlink()
                 raise _Cut("the server sent another part than was asked for")

@@ -38,8 +38,10 @@ class LabelledContig:
         """Name all human chromosomes in it: gorilla chromosome 4, hsa17x5, holds parts of 17 and 5."""
         if self.homologue is None:
             return frozenset()
-        parts = re.split(r"x(?=\d)", self.homologue.removeprefix("chr"))
-        return frozenset(re.sub(r"(?<=\d)[aAbBpq]$", "", part) for part in parts)
+        name = self.homologue.removeprefix("chr")
+        if not re.fullmatch(r"([0-9]{1,2}|X|Y)[aAbBpq]?(x([0-9]{1,2}|X|Y)[aAbBpq]?)*", name):
+            return frozenset([name])  # a locus of another kind
+        return frozenset(re.sub(r"(?<=\d)[aAbBpq]$", "", part) for part in name.split("x"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +209,20 @@ class LabelledWindows:
                 raise InputError(f"{number:,} windows are more than {place.label} has places for; ask for fewer")
             found[place] = None
         return list(found)
+
+    def independent(self, places: Sequence[Place]) -> float:
+        """Count windows that do not overlap: the distinct bases of these over the length of one.
+
+        Homologous windows of different classes are counted each; they are alike, so the true number is smaller still.
+        """
+        starts: dict[tuple[str, str], list[int]] = {}
+        for place in places:
+            starts.setdefault((place.genome, place.contig), []).append(place.start)
+        distinct = 0
+        for some in starts.values():
+            gaps = np.diff(np.sort(some))
+            distinct += int(np.minimum(gaps, self.length).sum()) + self.length
+        return distinct / self.length
 
     def stored(self, place: Place) -> np.ndarray:
         """Read a window as store bytes, upper case."""

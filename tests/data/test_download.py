@@ -26,6 +26,8 @@ def server():
 
         def do_GET(self):
             asked = self.headers.get("Range")
+            if self.headers.get("If-Range") not in (None, self.server.version):
+                asked = None  # the file changed since: all of it is sent
             self.server.asked.append(asked)
             mode, content, start = self.server.mode, self.server.content, 0
             if mode == "404":
@@ -46,6 +48,8 @@ def server():
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             else:
                 self.send_response(200)
+            if self.server.version:
+                self.send_header("ETag", self.server.version)
             rest = content[start:]
             if mode != "no length":
                 self.send_header("Content-Length", str(len(rest) + (1000 if mode in ("too long", "never") else 0)))
@@ -66,7 +70,7 @@ def server():
 
     found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found.daemon_threads = True
-    found.mode, found.content, found.asked = "good", CONTENT, []
+    found.mode, found.content, found.asked, found.version = "good", CONTENT, [], None
     found.url = f"http://127.0.0.1:{found.server_port}/genome.fa.gz"
     threading.Thread(target=found.serve_forever, daemon=True).start()
     yield found
@@ -158,3 +162,16 @@ def test_more_bytes_than_allowed_are_refused(server, tmp_path):
 def test_only_https_is_fetched(url):
     with pytest.raises(InputError, match="begins with https://"):
         check_url(url)
+
+
+def test_halves_of_two_versions_are_never_joined(server, tmp_path):
+    """The file changes on the server while a part of it is here: with a version the rest of the new one is not taken."""
+    other = CONTENT[::-1]
+    server.mode, server.version = "cuts", '"one"'
+    part = tmp_path / "genome.fa.gz.part"
+    part.write_bytes(CONTENT[:70_000])
+    (tmp_path / "genome.fa.gz.part.version").write_text('"one"')
+    server.content, server.version = other, '"two"'
+    download(server.url, tmp_path / "genome.fa.gz", pause=0.01)
+    assert (tmp_path / "genome.fa.gz").read_bytes() == other
+    assert [path.name for path in tmp_path.iterdir()] == ["genome.fa.gz"]

@@ -54,6 +54,13 @@ def test_fused_chromosomes_are_left_out_where_their_halves_part():
     assert {c.contig for c in split.test if c.label == "gorilla"} == {"chr11"}
 
 
+def test_loci_of_other_kinds_are_names_and_nothing_is_read_into_them():
+    for name in ("tigx1.18001", "ENm001", "chr20.8000001", "gene5b"):
+        assert contig("a", "c", name).human_chromosomes == {name.removeprefix("chr")}
+    assert contig("a", "c", "hsa17x5".removeprefix("hsa")).human_chromosomes == {"17", "5"}
+    assert contig("a", "c", "2a").human_chromosomes == contig("a", "c", "chr2B").human_chromosomes == {"2"}
+
+
 @pytest.mark.parametrize(
     "valid, test, words",
     [

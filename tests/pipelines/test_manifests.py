@@ -64,7 +64,9 @@ def test_the_manifests_in_the_package_are_complete(name):
         for assembly in one.assemblies:
             number = assembly.accession[4:13]
             folder = f"/{assembly.accession[:3]}/{number[:3]}/{number[3:6]}/{number[6:]}/{assembly.accession}_{assembly.name}/"
-            assert folder in assembly.url and folder in assembly.report_url
+            assert folder in assembly.url
+            assert (assembly.report_url is not None) == (name == "great-apes")  # others have no hsa labels
+            assert assembly.report_url is None or folder in assembly.report_url
             assert not assembly.tried and assembly.sha256 is None
 
 
@@ -134,3 +136,24 @@ def test_one_class_is_not_enough(write):
         read_genome_manifest(path)
     with pytest.raises(InputError, match="class a has no assembly"):
         read_genome_manifest(write("n.yaml", "format_version: 1\nname: n\nclasses: [{label: a, assemblies: []}]\n"))
+
+
+def test_an_error_page_is_not_kept_as_a_genome(server, write, tmp_path):  # noqa: F811
+    write("a.fa", ">chr1\nACGTACGT\n")
+    manifest = read_genome_manifest(write("m.yaml", two_classes(server.url)))
+    server.content = b"<html>try later</html>"
+    with pytest.raises(InputError):
+        manifests.fetch(manifest, tmp_path / "here", pause=0.01)
+    server.content = gzip.compress(b">NC_3.1\nTTTTACGT\n", mtime=0)
+    found = manifests.fetch(manifest, tmp_path / "here", pause=0.01)
+    assert GenomeStore.open(found[1].store).fetch(Interval("NC_3.1", 0, 8)) == "TTTTACGT"
+
+
+def test_two_fetches_into_one_folder_do_not_meet(write, tmp_path):
+    from filelock import FileLock
+
+    write("a.fa", ">chr1\nACGTACGT\n")
+    manifest = read_genome_manifest(write("m.yaml", two_classes("http://127.0.0.1:1/b.fa")))
+    (tmp_path / "here").mkdir()
+    with FileLock(tmp_path / "here" / "fetch.lock"), pytest.raises(InputError, match="another process is fetching"):
+        manifests.fetch(manifest, tmp_path / "here", pause=0.01)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from dna_mamba.data.labelled import Place
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines import simulate
 from dna_mamba.pipelines.class_metrics import Share, baselines
+from dna_mamba.pipelines.finetune_species import run as run_finetune
+from dna_mamba.pipelines.finetune_species import small
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, audit, open_labelled
+from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig
 from dna_mamba.pipelines.oracle import attainable, counted, read_truth
 from dna_mamba.pipelines.pretrain import demo_genome
 from dna_mamba.pipelines.simulate import GREAT_APES, SPECIES, SimulateConfig, path_of
@@ -76,7 +80,7 @@ def events(out):
 def test_every_insertion_lies_where_the_table_says_in_the_species_below_its_branch(on):
     rows = events(on.out)
     assert {row["event"] for row in rows} == {str(i) for i in range(sum(on.num_events_of.values()))}
-    expected = 170 * 0.4
+    expected = 180 * 0.4
     for species in SPECIES:
         assert on.num_events_of[species] == pytest.approx(expected, abs=5 * math.sqrt(expected))
     by_branch: dict[str, list[str]] = {}
@@ -125,7 +129,7 @@ def test_the_oracle_of_the_benchmark_reaches_60_percent_and_counting_agrees(on):
     genomes = open_labelled(LabelledDataConfig(manifest=str(on.out / "manifest.yaml")))
     truth = read_truth(on.out, on.bases_of)
     best = attainable(truth, 4096)
-    assert 0.57 < best < 0.68
+    assert 0.60 <= best < 0.68
     windows = genomes.windows("train", 4096, 0, LabelledDataConfig(manifest="m"))
     places = [windows.place(0, i) for i in range(1500)]
     found = counted(truth, places, 4096)
@@ -143,8 +147,9 @@ def test_the_closed_form_by_hand(tmp_path):
         "event\tbranch\tfamily\tstrand\tbases\tspecies\tcontig\tstart\tend\tdiagnostic\n"
         "0\thuman\tAlu\t+\t300\thuman\tc\t100\t400\t150,250\n"
         "1\tchimpanzee\tAlu\t+\t300\tchimpanzee\tc\t500\t800\t550\n"
+        "2\tchimpanzee\tAlu\t+\t300\tchimpanzee\tc\t900\t950\t\n"  # no diagnostic base is left: nobody can see it
     )
-    truth = read_truth(tmp_path, {"human": 100_000, "chimpanzee": 100_000})
+    truth = read_truth(tmp_path, {"human": 10_000, "chimpanzee": 10_000})  # 1e-4 a base each
     p_human, p_chimpanzee = 1 - math.exp(-1e-4 * (1000 + 100)), 1 - math.exp(-1e-4 * (1000 + 0))
     # shown human: human; shown chimpanzee: chimpanzee; nothing: the species that shows less often
     by_hand = (p_human + p_chimpanzee + (1 - min(p_human, p_chimpanzee))) / 2
@@ -173,6 +178,18 @@ def test_without_diagnostics_every_classifier_falls_to_chance(human, tmp_path, s
     for found in baselines(train, valid, test, genomes.labels, ks=(2, 4), strengths=(1e-3, 1e-1)):
         share = Share.of(found.report.accuracy.correct, found.report.accuracy.number, 0.99)
         assert share.low < 0.2 < share.high, found.name
+    base = small(str(out / "manifest.yaml"))
+    config = replace(
+        base, seq_lens=(512,), seed=seed, recipe=replace(base.recipe, epochs=1, steps_per_epoch=40),
+        evaluation=replace(base.evaluation, test_windows=1000, valid_windows=50, baseline_windows=0,
+                           likelihood_ratio=LikelihoodRatioConfig(steps=3)),
+    )  # fmt: skip
+    rows = run_finetune(config, tmp_path / "run").lengths[0].rows
+    assert sum(row["report"] is not None for row in rows) == 2  # the classifier and the likelihood ratio
+    for row in rows:
+        if row["accuracy"] is not None:
+            share = Share.of(row["accuracy"]["correct"], row["accuracy"]["number"], 0.99)
+            assert share.low < 0.2 < share.high, row["name"]
     # the test can fail: with what is planted the same k-mers are far from chance
     out = simulated(human, tmp_path / "on", insertions_per_mb=1000.0, seed=seed).out
     data = LabelledDataConfig(manifest=str(out / "manifest.yaml"))

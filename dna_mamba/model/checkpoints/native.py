@@ -190,6 +190,8 @@ def _backbone_config(values: Any, where: str) -> BackboneConfig:
     for key in values:
         if key not in fields:
             raise InputError(f"{where}: unknown key backbone.{key}{nearest(key, fields)}")
+    if type(values.get("width", 64)) is not int or type(values.get("vocabulary_size", 16)) is not int:
+        raise InputError(f"{where}: width and vocabulary_size must be whole numbers")
     try:
         return BackboneConfig(**{**values, "mamba": MambaConfig(**values.get("mamba", {}))})
     except (TypeError, ValueError) as error:
