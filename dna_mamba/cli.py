@@ -879,6 +879,66 @@ def embed(
 
 
 @app.command
+def score(
+    model: Path,
+    variants: Path,
+    /,
+    *,
+    genome: str,
+    out: Annotated[Path, Parameter(alias="-o")],
+    left: str = "full",
+    right: int = 512,
+    strands: Literal["forward", "both"] = "forward",
+    skip_mismatches: Flag = False,
+    device: str = "auto",
+    json: Flag = False,
+) -> None:
+    """Score variants: log P(ALT and the right flank | left context) minus the same of REF, in nats.
+
+    Parameters
+    ----------
+    model
+        Run directory, the model directory in it, or human-4x64, which ships in the package.
+    variants
+        VCF file, plain, gzip or bgzip.
+    genome
+        FASTA or genome store that REF refers to; 'demo' is the one in the package.
+    out
+        File to write; its ending says the format: .vcf, .vcf.gz, .tsv or .parquet.
+    left
+        Bases of left context, or full: from the first base of the contig, in one pass for all its records.
+    right
+        Bases of right flank that are scored with each allele.
+    strands
+        both averages with the score on the other strand.
+    skip_mismatches
+        Pass over records whose REF is not in the genome, instead of stopping.
+    device
+        auto, cpu or cuda; always float32.
+    json
+        Print a summary as JSON.
+    """
+    from dna_mamba.pipelines import score_variants as pipeline
+
+    if left != "full" and not (left.isdecimal() and len(left) <= 12):
+        raise InputError(f"--left {left!r} must be a number of bases, or full")
+    config = pipeline.ScoreConfig(
+        model=model, variants=variants, genome=genome, out=out, left=None if left == "full" else int(left), right=right,
+        strands=strands, skip_mismatches=skip_mismatches, device=device,
+    )  # fmt: skip
+    update, progress = _progress_of_packing()
+    with progress:
+        result = pipeline.run(config, say=_say, on_progress=update, warn=_warn)
+    if json:
+        _print_json(
+            {"out": str(out), "records": result.num_records, "alleles": result.status_counts, "seconds": result.seconds}
+        )
+    else:
+        counts = ", ".join(f"{count:,} {status}" for status, count in sorted(result.status_counts.items()))
+        print(f"{result.num_records:,} records ({counts}) in {result.seconds:,.0f} s -> {out}")
+
+
+@app.command
 def generate(
     model: Path,
     /,

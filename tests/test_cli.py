@@ -18,6 +18,7 @@ COMMANDS = [
     ("finetune", "species"),
     ("classify",),
     ("embed",),
+    ("score",),
     ("generate",),
     ("simulate", "apes"),
     ("doctor",),

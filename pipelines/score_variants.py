@@ -1,0 +1,285 @@
+"""Scores of variants from a language model: VCF in, VCF, TSV or Parquet out, in the order of the input."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dna_mamba.data.build import Progress
+from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.intervals import Interval
+from dna_mamba.data.variants import Variant, VcfFile, allele_status, info_line, read_vcf, reference_fault, with_info
+from dna_mamba.data.vocabulary import reverse_complement_tokens, tokens_of
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.native import from_pretrained
+from dna_mamba.pipelines.evaluate import find_model
+from dna_mamba.pipelines.pretrain import load_genome
+from dna_mamba.pipelines.sequences import WholeFile, find_device, read_piece, write_table
+from dna_mamba.training.forks import Allele, score_alleles
+
+FORMATS = (".vcf", ".vcf.gz", ".tsv", ".parquet")
+MAX_ALLELE_BASES = 1 << 20
+CHEAPER_LEFT = 16_384
+WRONG_BUILD_SHARE = 0.05
+"""With more records than this whose REF differs, another assembly is the likely reason."""
+MEANING = (
+    "log P(ALT and the right flank | left context) - log P(REF and the right flank | left context), in nats over A C G T; the "
+    "flank has the same bases and length in both"
+)
+COLUMNS = ("contig", "pos", "id", "ref", "alt", "DMLLR", "DMLEN", "DMSTATUS")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig:
+    """What to score."""
+
+    model: Path
+    variants: Path
+    genome: str
+    out: Path
+    left: int | None = None
+    """Bases of left context; none reads from the first base of the contig, once for all records on it."""
+    right: int = 512
+    """Bases of right flank that are scored with each allele."""
+    strands: str = "forward"
+    """both averages with the score on the reverse complement, whose left context is what lies to the right."""
+    skip_mismatches: bool = False
+    """Give records whose REF is not in the genome the status ref_mismatch instead of stopping."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if format_of(self.out) is None:
+            raise InputError(f"-o {self.out} must end in {', '.join(FORMATS)}: the ending says the format")
+        if self.left is not None and not 0 <= self.left <= 2**40:
+            raise InputError(f"--left {self.left} must be 0 or more bases, or full")
+        if not 0 <= self.right <= 2**30:
+            raise InputError(f"--right {self.right} must lie between 0 and 2^30 bases")
+        if self.strands not in ("forward", "both"):
+            raise InputError(f"strands {self.strands!r} is unknown; choose forward or both")
+
+
+def format_of(out: Path) -> str | None:
+    """Name the format that a file's ending asks for."""
+    return next((ending for ending in sorted(FORMATS, key=len, reverse=True) if out.name.endswith(ending)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreResult:
+    """What was scored."""
+
+    out: Path
+    num_records: int
+    status_counts: dict[str, int]
+    """ALT alleles by status."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AltScore:
+    """What is said about one ALT."""
+
+    alt: str
+    status: str
+    ratio: float | None
+    length_difference: int | None
+
+
+def run(
+    config: ScoreConfig,
+    *,
+    say: Callable[[str], None] | None = None,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> ScoreResult:
+    """Score every allele of a VCF and write a file, whole or not at all.
+
+    Raises:
+        InputError: The model, the VCF, the genome or the output is at fault, or a REF differs from the genome.
+    """
+    started = time.monotonic()
+    say = say or (lambda words: None)
+    device = find_device(config.device)
+    directory, _ = find_model(config.model)
+    model, _ = from_pretrained(directory)
+    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
+    file = read_vcf(config.variants)
+    genome = load_genome(config.genome, on_progress, warn)
+    mismatched = _check_references(config, file, genome)
+    if not file.variants:
+        say(f"{config.variants} has no record; the output has none either")
+    say(_cost(config, file, genome))
+    scores = score_variants(
+        model, genome, file.variants, mismatched, left=config.left, right=config.right, strands=config.strands, say=say
+    )
+    _write(config, file, scores)
+    counts: dict[str, int] = {}
+    for some in scores:
+        for one in some:
+            counts[one.status] = counts.get(one.status, 0) + 1
+    return ScoreResult(
+        out=config.out, num_records=len(file.variants), status_counts=counts, seconds=time.monotonic() - started
+    )
+
+
+def _check_references(config: ScoreConfig, file: VcfFile, genome: GenomeStore) -> set[int]:
+    """Compare every REF with the genome before anything is scored; give the records that differ."""
+    faults = {n: fault for n, v in enumerate(file.variants) if (fault := reference_fault(genome, v)) is not None}
+    if not faults or config.skip_mismatches:
+        return set(faults)
+    first = min(faults)
+    variant, share = file.variants[first], len(faults) / len(file.variants)
+    words = f"{len(faults):,} of {len(file.variants):,} records ({share:.1%}) do not fit"
+    build = "; is it another assembly?" if share > WRONG_BUILD_SHARE else ""
+    raise InputError(
+        f"{config.variants}, line {variant.line} ({variant.contig}:{variant.start + 1}): {faults[first]}; {words} "
+        f"{config.genome}{build} --skip-mismatches passes over them"
+    )
+
+
+def _cost(config: ScoreConfig, file: VcfFile, genome: GenomeStore) -> str:
+    """Say what will be read, and name what is cheaper by far."""
+    alleles = sum(len(variant.alts) for variant in file.variants)
+    contigs = {variant.contig for variant in file.variants} & set(genome.contigs)
+    strands = 2 if config.strands == "both" else 1
+    farthest = {
+        name: max(min(v.start, genome.contig(name).length) for v in file.variants if v.contig == name)
+        for name in contigs
+    }
+    passes = sum(farthest.values())
+    short = alleles * CHEAPER_LEFT
+    read = passes if config.left is None else alleles * config.left
+    total = strands * (read + alleles * config.right)
+    words = f"{alleles:,} alleles of {len(file.variants):,} records: {total:,} bases to read"
+    if config.left is None and passes > 10 * max(1, short):
+        words += f"; --left {CHEAPER_LEFT} reads {strands * (short + alleles * config.right):,}"
+    return words
+
+
+def score_variants(
+    model: DnaMamba,
+    genome: GenomeStore,
+    variants: Sequence[Variant],
+    mismatched: set[int],
+    *,
+    left: int | None,
+    right: int,
+    strands: str = "forward",
+    say: Callable[[str], None] | None = None,
+) -> list[list[AltScore]]:
+    """Score all alleles, in the order of the records; see `ScoreConfig`."""
+    found: list[list[AltScore]] = []
+    to_score: dict[str, list[tuple[int, int]]] = {}
+    for number, variant in enumerate(variants):
+        some: list[AltScore] = []
+        for alt in variant.alts or (".",):
+            status = "no_alt" if alt == "." else "ref_mismatch" if number in mismatched else allele_status(alt)
+            if status is None and len(alt) > MAX_ALLELE_BASES:
+                status = "too_long"
+            if status is None:
+                to_score.setdefault(variant.contig, []).append((number, len(some)))
+            some.append(AltScore(alt, status or "scored", None, None))
+        found.append(some)
+    for contig, places in to_score.items():
+        if say:
+            say(f"{contig}: {len(places):,} alleles")
+        alleles = [
+            Allele(variants[n].start, len(variants[n].ref), tokens_of(variants[n].alts[a]).copy()) for n, a in places
+        ]
+        ratios = _score_contig(model, genome, contig, alleles, "+", left, right)
+        if strands == "both":
+            length = genome.contig(contig).length
+            flipped = [
+                Allele(length - a.start - a.ref_bases, a.ref_bases, reverse_complement_tokens(a.tokens))
+                for a in alleles
+            ]
+            ratios = (ratios + _score_contig(model, genome, contig, flipped, "-", left, right)) / 2
+        for (n, a), ratio in zip(places, ratios.tolist(), strict=True):
+            variant = variants[n]
+            found[n][a] = AltScore(variant.alts[a], "scored", ratio, len(variant.alts[a]) - len(variant.ref))
+    return found
+
+
+def _score_contig(
+    model: DnaMamba,
+    genome: GenomeStore,
+    contig: str,
+    alleles: Sequence[Allele],
+    strand: str,
+    left: int | None,
+    right: int,
+) -> np.ndarray:
+    length = genome.contig(contig).length
+    whole = Interval(contig, 0, length, strand)
+
+    def read(start: int, end: int) -> np.ndarray:
+        return read_piece(genome, whole, start, end) if end > start else np.zeros(0, np.uint8)
+
+    return score_alleles(model, read, length, alleles, left=left, right=right)
+
+
+def _write(config: ScoreConfig, file: VcfFile, scores: Sequence[Sequence[AltScore]]) -> None:
+    kind = format_of(config.out)
+    left = "from the first base of the contig" if config.left is None else f"{config.left} bases"
+    words = f"{MEANING}; left context {left}, right flank {config.right} bases, strands {config.strands}"
+    if kind in (".vcf", ".vcf.gz"):
+        ours = {"DMLLR", "DMLEN", "DMSTATUS"}
+        header = [line for line in file.header[:-1] if not any(line.startswith(f"##INFO=<ID={name},") for name in ours)]
+        header += [
+            info_line("DMLLR", "A", "Float", words),
+            info_line("DMLEN", "A", "Integer", "Bases of ALT minus bases of REF; DMLLR compares only within one DMLEN"),
+            info_line(
+                "DMSTATUS",
+                "A",
+                "String",
+                "scored, or why not: star, symbolic, breakend, ambiguous, ref_mismatch, no_alt",
+            ),
+            file.header[-1],
+        ]
+        lines = [
+            with_info(variant, _fields(some)) if variant.alts else with_info(variant, [])
+            for variant, some in zip(file.variants, scores, strict=True)
+        ]
+        text = "\n".join([*header, *lines]) + "\n"
+        with WholeFile(config.out) as path:
+            if kind == ".vcf":
+                path.write_text(text)
+            else:
+                from Bio.bgzf import BgzfWriter
+
+                with BgzfWriter(str(path), "wb") as packed:
+                    packed.write(text.encode())
+        return
+    rows = [
+        (
+            variant.contig,
+            str(variant.start + 1),
+            variant.columns[2],
+            variant.ref,
+            one.alt,
+            *(value for _, value in _fields([one])),
+        )
+        for variant, some in zip(file.variants, scores, strict=True)
+        for one in some
+    ]
+    if kind == ".tsv":
+        write_table(config.out, COLUMNS, rows)
+        return
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = table.astype({"pos": "int64"})
+    for name in ("DMLLR", "DMLEN"):
+        table[name] = pd.to_numeric(table[name], errors="coerce")
+    with WholeFile(config.out) as path:
+        table.to_parquet(path, index=False)
+
+
+def _fields(some: Sequence[AltScore]) -> list[tuple[str, str]]:
+    return [
+        ("DMLLR", ",".join("." if one.ratio is None else f"{one.ratio:.6g}" for one in some)),
+        ("DMLEN", ",".join("." if one.length_difference is None else str(one.length_difference) for one in some)),
+        ("DMSTATUS", ",".join(one.status for one in some)),
+    ]
