@@ -1393,6 +1393,51 @@ def bench_species(
         raise StoppedError(f"leak: without diagnostics {leaks[0]}, which does not hold chance")
 
 
+@bench_app.command(name="score")
+def bench_score(
+    *, model: str = "human-4x64", variants: str | None = None, genome: str = "demo", records: int = 32, left: int = 16384,
+    right: int = 512, batch: int = 32, device: str = "auto", json: Flag = False,
+) -> None:  # fmt: skip
+    """Time variant scores: one pass with forks for all records, beside a sample of alleles scored from scratch.
+
+    Parameters
+    ----------
+    model
+        Run directory, model directory, or human-4x64.
+    variants
+        VCF; without it the 2,968 records of chr20:8,000,001-10,000,000 in the package.
+    genome
+        Genome of the VCF.
+    records
+        Records of the sample.
+    left
+        Left context from scratch.
+    right
+        Right flank.
+    batch
+        Sequences of a batch from scratch.
+    device
+        auto, cpu or cuda.
+    json
+        Print JSON.
+    """
+    from dna_mamba.pipelines import benchmark_score as pipeline
+    from dna_mamba.pipelines import reports
+
+    config = pipeline.ScoreBenchConfig(
+        model=model,
+        variants=variants,
+        genome=genome,
+        records=records,
+        left=left,
+        right=right,
+        batch=batch,
+        device=device,
+    )
+    result = pipeline.run(config, on_phase=_say)
+    _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+
+
 @bench_app.command(name="genome")
 def bench_genome(*, megabases: int = 32, json: Flag = False) -> None:
     """Time packing and reading of a random genome against pyfaidx, as ratios of one run.

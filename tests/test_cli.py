@@ -30,6 +30,7 @@ COMMANDS = [
     ("bench", "scan"),
     *(("bench", what) for what in ("conv", "norm", "loss", "step", "block", "train")),
     ("bench", "species"),
+    ("bench", "score"),
     ("bench", "genome"),
 ]
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -28,8 +29,10 @@ from tests.conftest import dna_mamba
 @pytest.fixture(scope="module")
 def human(tmp_path_factory):
     """400 kb of human chromosome 20, with Alu, L1 and SVA elements somewhere."""
-    letters = str(Fasta(str(demo_genome()), sequence_always_upper=True)["chr20"][8_000_000:8_400_000])
-    path = tmp_path_factory.mktemp("human") / "human.fa"
+    folder = tmp_path_factory.mktemp("human")
+    packed = shutil.copy(demo_genome(), folder)  # pyfaidx writes its index beside the file
+    letters = str(Fasta(str(packed), sequence_always_upper=True)["chr20"][8_000_000:8_400_000])
+    path = folder / "human.fa"
     path.write_text(f">c\n{letters}\n")
     return path
 

@@ -1,0 +1,128 @@
+"""Time of variant scores: one pass with forks beside each allele scored from scratch."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dna_mamba.data.intervals import Interval
+from dna_mamba.data.variants import allele_status, read_vcf
+from dna_mamba.data.vocabulary import A, tokens_of
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.native import from_pretrained
+from dna_mamba.model.generation import ACGT
+from dna_mamba.pipelines.benchmark import BenchResult, make_result
+from dna_mamba.pipelines.evaluate import find_model
+from dna_mamba.pipelines.pretrain import load_genome
+from dna_mamba.pipelines.score_variants import score_variants
+from dna_mamba.pipelines.sequences import find_device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreBenchConfig:
+    """What to time."""
+
+    model: str = "human-4x64"
+    variants: str | None = None
+    """VCF; without it the 2,968 records in the package, on the genome in the package."""
+    genome: str = "demo"
+    records: int = 32
+    """So many, drawn at random, are scored from scratch, and their time is scaled."""
+    left: int = 16_384
+    """Context from scratch."""
+    right: int = 512
+    batch: int = 32
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if min(self.records, self.left, self.right, self.batch) < 1:
+            raise InputError("--records, --left, --right and --batch must be at least 1")
+
+
+def packaged_variants() -> Path:
+    """Give the path of the variants that ship in the package."""
+    return Path(str(resources.files("dna_mamba") / "assets" / "hg002.chr20.vcf.gz"))
+
+
+@torch.no_grad()
+def _from_scratch(model: DnaMamba, rows: list[np.ndarray], context: list[int], batch: int) -> np.ndarray:
+    """Score whole sequences of one length or padded on the right, in batches; sum over bases after each one's context."""
+    device = model.lm_head.weight.device
+    sums = []
+    for first in range(0, len(rows), batch):
+        some, bounds = rows[first : first + batch], context[first : first + batch]
+        padded = np.full((len(some), max(map(len, some))), 11, np.uint8)
+        for row, tokens in enumerate(some):
+            padded[row, : len(tokens)] = tokens
+        tokens_BT = torch.from_numpy(padded).to(device)
+        logits_BTV, _ = model(tokens_BT[:, :-1])
+        log_p = logits_BTV[..., ACGT].float().log_softmax(-1)
+        targets_BT = tokens_BT[:, 1:].long()
+        known_BT = targets_BT < A + 4
+        values_BT = log_p.gather(-1, (targets_BT - A).clamp(0, 3)[..., None])[..., 0].double() * known_BT
+        for row, bound in enumerate(bounds):
+            values_BT[row, : bound - 1] = 0
+        sums.append(values_BT.sum(1).cpu().numpy())
+    return np.concatenate(sums)
+
+
+def run(config: ScoreBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
+    """Score a sample from scratch and all records by one pass, and compare times and scores."""
+    say = on_phase or (lambda words: None)
+    device = find_device(config.device)
+    directory, _ = find_model(Path(config.model))
+    model, _ = from_pretrained(directory)
+    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
+    genome = load_genome(config.genome)
+    file = read_vcf(Path(config.variants) if config.variants else packaged_variants())
+    usable = [
+        v
+        for v in file.variants
+        if v.alts and all(allele_status(alt) is None for alt in v.alts) and v.start > config.left
+    ]
+    if not usable:
+        raise InputError(f"no record has {config.left:,} bases before it and alleles of letters; choose another VCF")
+    generator = np.random.default_rng(0)
+    chosen = [usable[i] for i in generator.choice(len(usable), min(config.records, len(usable)), replace=False)]
+    alleles = [(v, alt) for v in chosen for alt in v.alts]
+    rows, context = [], []
+    for variant, alt in alleles:
+        start, end = variant.start, variant.start + len(variant.ref)
+        length = genome.contig(variant.contig).length
+        before = genome.tokens(Interval(variant.contig, start - config.left, start))
+        flank = genome.tokens(Interval(variant.contig, end, min(end + config.right, length)))
+        for letters in (alt, variant.ref):
+            rows.append(np.concatenate([before, tokens_of(letters), flank]))
+            context.append(config.left)
+    score_variants(model, genome, file.variants[:4], set(), left=64, right=16)  # compiles
+    _from_scratch(model, [row[-100:] for row in rows[:2]], [2, 2], 2)
+    say(f"{len(alleles)} alleles from scratch")
+    started = time.perf_counter()
+    scratch = _from_scratch(model, rows, context, config.batch)
+    seconds_scratch = (time.perf_counter() - started) / len(alleles)
+    say("the same alleles, forked after the same context")
+    forked = score_variants(model, genome, chosen, set(), left=config.left, right=config.right)
+    ratios = np.array([one.ratio for some in forked for one in some], np.float64)
+    difference = float(np.abs(ratios - (scratch[0::2] - scratch[1::2])).max())
+    say(f"all {len(file.variants):,} records, one pass from the first base of the contig")
+    started = time.perf_counter()
+    scores = score_variants(model, genome, file.variants, set(), left=None, right=config.right)
+    seconds = time.perf_counter() - started
+    scored = sum(one.ratio is not None for some in scores for one in some)
+    return make_result(
+        f"variant scores, {model.config.size}, left {config.left:,} and right {config.right:,}",
+        device,
+        [
+            {"what": f"from scratch, batches of {config.batch}", "alleles": len(alleles), 
+             "ms an allele": 1e3 * seconds_scratch},
+            {"what": "one pass with forks, full left context", "alleles": scored,
+             "ms an allele": 1e3 * seconds / max(1, scored),
+             "times faster": seconds_scratch * scored / seconds},
+            {"what": "largest difference of a score at one context, nats", "alleles": len(alleles), "nats": difference},
+        ],
+    )  # fmt: skip
