@@ -939,6 +939,57 @@ def score(
 
 
 @app.command
+def track(
+    model: Path,
+    /,
+    *,
+    genome: str,
+    region: Many = (),
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    picture: Path | None = None,
+    left: int = 16384,
+    device: str = "auto",
+    json: Flag = False,
+) -> None:
+    """Write bits per base along a genome as bigWig, as a picture, or both.
+
+    Parameters
+    ----------
+    model
+        Run directory, the model directory in it, or human-4x64, which ships in the package.
+    genome
+        FASTA or genome store; 'demo' is the one in the package.
+    region
+        Regions (1-based); without them every contig.
+    out
+        bigWig file, .bw or .bigwig.
+    picture
+        PNG file.
+    left
+        Bases read before each region, as context.
+    device
+        auto, cpu or cuda; always float32.
+    json
+        Print a summary as JSON.
+    """
+    from dna_mamba.pipelines import track as pipeline
+
+    config = pipeline.TrackConfig(
+        model=model, genome=genome, regions=region, out=out, picture=picture, left=left, device=device
+    )
+    update, progress = _progress_of_packing()
+    with progress:
+        result = pipeline.run(config, say=_say, on_progress=update, warn=_warn)
+    where = " and ".join(str(path) for path in (out, picture) if path is not None)
+    if json:
+        _print_json(
+            {"out": where, "bases": result.num_bases, "bits_per_base": result.bits_per_base, "seconds": result.seconds}
+        )
+    else:
+        print(f"{result.num_bases:,} bases, {result.bits_per_base:.4f} bits per base -> {where}")
+
+
+@app.command
 def generate(
     model: Path,
     /,

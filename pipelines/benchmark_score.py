@@ -118,7 +118,7 @@ def run(config: ScoreBenchConfig, *, on_phase: Callable[[str], None] | None = No
         f"variant scores, {model.config.size}, left {config.left:,} and right {config.right:,}",
         device,
         [
-            {"what": f"from scratch, batches of {config.batch}", "alleles": len(alleles), 
+            {"what": f"from scratch, batches of {config.batch}", "alleles": len(alleles),
              "ms an allele": 1e3 * seconds_scratch},
             {"what": "one pass with forks, full left context", "alleles": scored,
              "ms an allele": 1e3 * seconds / max(1, scored),

@@ -19,6 +19,7 @@ COMMANDS = [
     ("classify",),
     ("embed",),
     ("score",),
+    ("track",),
     ("generate",),
     ("simulate", "apes"),
     ("doctor",),
