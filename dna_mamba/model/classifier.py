@@ -48,7 +48,7 @@ class SequenceClassifier(nn.Module):
         """From now on give the head vectors of mean 0 and standard deviation 1, as these have them; part of the model.
 
         What tells classes apart is small beside what all sequences share, above all in means over thousands of positions:
-        without this the head learns slowly (docs/species.md has numbers).
+        without this the head learns slowly (docs/benchmarks.md).
         """
         self.center_D.copy_(vectors_ND.double().mean(0))
         self.spread_D.copy_(vectors_ND.double().std(0).clamp_min(1e-6))
