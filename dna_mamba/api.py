@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from dna_mamba.data.vocabulary import A, tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba, ModelState
-from dna_mamba.model.checkpoints.native import from_pretrained
 from dna_mamba.model.generation import SamplingConfig, generate
 
 if TYPE_CHECKING:
@@ -32,22 +31,17 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> "DnaModel":
     Raises:
         InputError: There is no model, it is damaged, or the device is not here.
     """
-    from dna_mamba.pipelines.evaluate import find_model
-    from dna_mamba.pipelines.sequences import find_device
+    from dna_mamba.pipelines.sequences import find_device, load_language_model
 
-    where = find_device(device)
-    directory, _ = find_model(Path(path))
-    model, policy = from_pretrained(directory)
-    model.use_implementation("cpu" if where == "cpu" else "triton").to(where)
-    return DnaModel(model, policy)
+    return DnaModel(load_language_model(Path(path), find_device(device)))
 
 
 class DnaModel(nn.Module):
     """A pretrained language model of DNA; `forward` is the model's own, on token ids."""
 
-    def __init__(self, model: DnaMamba, policy: dict[str, Any]):
+    def __init__(self, model: DnaMamba):
         super().__init__()
-        self.model, self.policy = model, policy
+        self.model = model
 
     @property
     def width(self) -> int:

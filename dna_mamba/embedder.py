@@ -13,6 +13,17 @@ from dna_mamba.errors import InputError
 from dna_mamba.pipelines.embed import EmbedConfig
 
 
+def _strings(X: Iterable[str]) -> list[str]:
+    rows = X.tolist() if isinstance(X, np.ndarray) else list(X)
+    rows = [row[0] if isinstance(row, list | tuple) and len(row) == 1 else row for row in rows]
+    for number, row in enumerate(rows):
+        if not isinstance(row, str):
+            raise InputError(
+                f"X[{number}] is {type(row).__name__}, expected a sequence as a string; take missing ones out"
+            )
+    return rows
+
+
 class Embedder(TransformerMixin, BaseEstimator):
     """Turn sequences (strings) into vectors, in a `Pipeline`, `cross_val_score` or alone.
 
@@ -59,7 +70,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if isinstance(X, str):
             raise InputError("X is one string; give a list of sequences")
-        sequences = [str(x) for x in np.asarray(X, dtype=object).reshape(-1)]
+        sequences = _strings(X)
         vectors = self.model_._embed(sequences, self.config_)
         return np.stack(vectors) if vectors else np.zeros((0, self.n_features_out_), np.float32)
 

@@ -18,9 +18,7 @@ from dna_mamba.data.intervals import Interval
 from dna_mamba.data.vocabulary import reverse_complement_tokens
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.model.backbone import DnaMamba, ModelState
-from dna_mamba.model.checkpoints.native import from_pretrained
-from dna_mamba.pipelines.evaluate import find_model
-from dna_mamba.pipelines.sequences import Named, WholeFile, find_device, open_sequences, read_piece
+from dna_mamba.pipelines.sequences import Named, WholeFile, find_device, load_language_model, open_sequences, read_piece
 
 PIECES = {"cpu": 2**14, "cuda": 2**18}
 """Positions computed at once; vectors do not depend on it (up to rounding)."""
@@ -101,7 +99,9 @@ class _Sums:
         window = self.config.window or self.length
         starts = np.arange(0, self.length, window)
         counts_W = np.minimum(starts + window, self.length) - starts
-        means_BWD = self.kept.cpu().numpy() / counts_W[:, None]
+        means_BWD = self.kept.cpu().numpy()
+        if window > 1:
+            means_BWD /= counts_W[:, None]
         return means_BWD[:, 0] if self.config.window is None else means_BWD
 
 
@@ -213,7 +213,7 @@ class EmbedRunConfig:
     window_bases: int | None = None
     embed: EmbedConfig = EmbedConfig()
     shard: tuple[int, int] = (1, 1)
-    """This one, from 1, of so many: shards take rows i, i + n, ... and are joined by `join`."""
+    """This one, from 1, of so many: shards take rows i, i + n, and so on."""
     device: str = "auto"
     piece_bases: int | None = None
 
@@ -252,10 +252,8 @@ def run(
     started = time.monotonic()
     device = find_device(config.device)
     _check_format(config.out)
-    directory, _ = find_model(config.model)
-    model, _ = from_pretrained(directory)
+    model = load_language_model(config.model, device)
     config.embed.layer_of(model)
-    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
     genome, intervals = open_sequences(config.sequences, config.genome, config.window_bases, on_progress, warn)
     intervals = intervals[config.shard[0] - 1 :: config.shard[1]]
     if not intervals:

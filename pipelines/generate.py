@@ -1,5 +1,6 @@
 """New sequence from a language model, as FASTA with log-likelihoods."""
 
+import contextlib
 import math
 import re
 import time
@@ -12,14 +13,14 @@ import torch
 from dna_mamba.data.build import Progress
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.errors import InputError
-from dna_mamba.model.checkpoints.native import from_pretrained
 from dna_mamba.model.generation import SamplingConfig, generate
-from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.run_directory import write_text
+from dna_mamba.pipelines.sequences import WholeFile, find_device, load_language_model
 
 LINE = 60
 MOST_BASES = 1 << 32
+LONGEST_NAME = 200
+"""Longer letters are never looked for as a file."""
 LETTERS = re.compile(r"[A-Za-z]+")
 
 
@@ -77,6 +78,10 @@ class GenerateResult:
     seconds: float
 
 
+class _Tried(Exception):
+    """The output can be written."""
+
+
 def read_prompt(
     prompt: str, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
 ) -> torch.Tensor:
@@ -85,8 +90,7 @@ def read_prompt(
     Raises:
         InputError: It is neither letters of DNA nor a file that can be read, or it holds no base.
     """
-    path = Path(prompt)
-    if LETTERS.fullmatch(prompt) and not path.exists():
+    if LETTERS.fullmatch(prompt) and (len(prompt) > LONGEST_NAME or not Path(prompt).exists()):
         try:
             return torch.from_numpy(tokens_of(prompt).copy())
         except ValueError as error:
@@ -114,16 +118,11 @@ def run(
         InputError: The model, the prompt or the output is at fault.
     """
     started = time.monotonic()
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"device {config.device!r} is not here; choose auto or cpu")
-    if config.out is not None and config.out.is_dir():
-        raise InputError(f"-o {config.out} is a directory; name a FASTA file in it")
-    directory, _ = find_model(config.model)
-    model, _ = from_pretrained(directory)
-    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
+    device = find_device(config.device)
+    if config.out is not None:
+        with contextlib.suppress(_Tried), WholeFile(config.out):
+            raise _Tried  # before the work, not after it
+    model = load_language_model(config.model, device)
     prompt_T = read_prompt(config.prompt, on_progress, warn)
     found = generate(
         model,
@@ -144,6 +143,6 @@ def run(
         for number, (tokens_T, value) in enumerate(zip(found.tokens_BT, found.log_likelihoods_B, strict=True))
     )
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(config.out, "".join(sequence.as_fasta() for sequence in sequences))
+        with WholeFile(config.out) as path:
+            path.write_text("".join(sequence.as_fasta() for sequence in sequences))
     return GenerateResult(sequences=sequences, prompt_bases=len(prompt_T), seconds=time.monotonic() - started)

@@ -14,10 +14,8 @@ from dna_mamba.data.variants import Variant, VcfFile, allele_status, info_line, 
 from dna_mamba.data.vocabulary import reverse_complement_tokens, tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import from_pretrained
-from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import WholeFile, find_device, read_piece, write_table
+from dna_mamba.pipelines.sequences import WholeFile, find_device, load_language_model, read_piece, write_table
 from dna_mamba.training.forks import Allele, score_alleles
 
 FORMATS = (".vcf", ".vcf.gz", ".tsv", ".parquet")
@@ -102,15 +100,13 @@ def run(
     started = time.monotonic()
     say = say or (lambda words: None)
     device = find_device(config.device)
-    directory, _ = find_model(config.model)
-    model, _ = from_pretrained(directory)
-    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
+    model = load_language_model(config.model, device)
     file = read_vcf(config.variants)
     genome = load_genome(config.genome, on_progress, warn)
     mismatched = _check_references(config, file, genome)
     if not file.variants:
         say(f"{config.variants} has no record; the output has none either")
-    say(_cost(config, file, genome))
+    say(_cost(config, file, genome, mismatched))
     scores = score_variants(
         model, genome, file.variants, mismatched, left=config.left, right=config.right, strands=config.strands, say=say
     )
@@ -126,7 +122,11 @@ def run(
 
 def _check_references(config: ScoreConfig, file: VcfFile, genome: GenomeStore) -> set[int]:
     """Compare every REF with the genome before anything is scored; give the records that differ."""
-    faults = {n: fault for n, v in enumerate(file.variants) if (fault := reference_fault(genome, v)) is not None}
+    faults = {
+        n: fault
+        for n, v in enumerate(file.variants)
+        if any(allele_status(alt) is None for alt in v.alts) and (fault := reference_fault(genome, v)) is not None
+    }
     if not faults or config.skip_mismatches:
         return set(faults)
     first = min(faults)
@@ -139,22 +139,21 @@ def _check_references(config: ScoreConfig, file: VcfFile, genome: GenomeStore) -
     )
 
 
-def _cost(config: ScoreConfig, file: VcfFile, genome: GenomeStore) -> str:
+def _cost(config: ScoreConfig, file: VcfFile, genome: GenomeStore, mismatched: set[int]) -> str:
     """Say what will be read, and name what is cheaper by far."""
-    alleles = sum(len(variant.alts) for variant in file.variants)
-    contigs = {variant.contig for variant in file.variants} & set(genome.contigs)
-    strands = 2 if config.strands == "both" else 1
-    farthest = {
-        name: max(min(v.start, genome.contig(name).length) for v in file.variants if v.contig == name)
-        for name in contigs
-    }
-    passes = sum(farthest.values())
-    short = alleles * CHEAPER_LEFT
-    read = passes if config.left is None else alleles * config.left
-    total = strands * (read + alleles * config.right)
-    words = f"{alleles:,} alleles of {len(file.variants):,} records: {total:,} bases to read"
-    if config.left is None and passes > 10 * max(1, short):
-        words += f"; --left {CHEAPER_LEFT} reads {strands * (short + alleles * config.right):,}"
+    usable = [v for n, v in enumerate(file.variants) if n not in mismatched]
+    alleles = sum(allele_status(alt) is None for v in usable for alt in v.alts)
+    strands = ["+", "-"] if config.strands == "both" else ["+"]
+    passes = 0
+    for name in {v.contig for v in usable if any(allele_status(alt) is None for alt in v.alts)}:
+        starts = [v.start for v in usable if v.contig == name]
+        passes += max(starts) + ((genome.contig(name).length - min(starts)) if "-" in strands else 0)
+    short = len(strands) * alleles * (CHEAPER_LEFT + 2 * config.right)
+    full = passes + len(strands) * alleles * config.right
+    total = full if config.left is None else len(strands) * alleles * (config.left + 2 * config.right)
+    words = f"{alleles:,} alleles of {len(file.variants):,} records: about {total:,} bases to read"
+    if config.left is None and full > 10 * max(1, short):
+        words += f"; --left {CHEAPER_LEFT} reads {short:,}"
     return words
 
 
@@ -175,7 +174,9 @@ def score_variants(
     for number, variant in enumerate(variants):
         some: list[AltScore] = []
         for alt in variant.alts or (".",):
-            status = "no_alt" if alt == "." else "ref_mismatch" if number in mismatched else allele_status(alt)
+            status = (
+                "no_alt" if alt == "." else allele_status(alt) or ("ref_mismatch" if number in mismatched else None)
+            )
             if status is None and len(alt) > MAX_ALLELE_BASES:
                 status = "too_long"
             if status is None:
@@ -234,7 +235,7 @@ def _write(config: ScoreConfig, file: VcfFile, scores: Sequence[Sequence[AltScor
                 "DMSTATUS",
                 "A",
                 "String",
-                "scored, or why not: star, symbolic, breakend, ambiguous, ref_mismatch, no_alt",
+                "scored, or why not: star, symbolic, breakend, ambiguous, too_long, ref_mismatch",
             ),
             file.header[-1],
         ]
@@ -279,7 +280,7 @@ def _write(config: ScoreConfig, file: VcfFile, scores: Sequence[Sequence[AltScor
 
 def _fields(some: Sequence[AltScore]) -> list[tuple[str, str]]:
     return [
-        ("DMLLR", ",".join("." if one.ratio is None else f"{one.ratio:.6g}" for one in some)),
+        ("DMLLR", ",".join("." if one.ratio is None else f"{one.ratio:.9g}" for one in some)),
         ("DMLEN", ",".join("." if one.length_difference is None else str(one.length_difference) for one in some)),
         ("DMSTATUS", ",".join(one.status for one in some)),
     ]

@@ -15,6 +15,9 @@ from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, read_bed
 from dna_mamba.data.vocabulary import tokens_of_store
 from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.native import from_pretrained
+from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.pretrain import load_genome
 
 Named = tuple[Interval, str]
@@ -34,6 +37,21 @@ def find_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
     return device
+
+
+def load_language_model(path: Path, device: str) -> DnaMamba:
+    """Load a model for reading sequence as it stands, on a device.
+
+    Raises:
+        InputError: There is none, it is damaged, or it was trained with a start token, which these commands do not write.
+    """
+    directory, _ = find_model(path)
+    model, policy = from_pretrained(directory)
+    if policy.get("start_token"):
+        raise InputError(
+            f"{path} was trained with a start token before each window; evaluate knows it, this command does not yet"
+        )
+    return model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
 
 
 def is_bed(path: str) -> bool:

@@ -17,10 +17,8 @@ from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.vocabulary import BASE_BITS, STORE_T
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import from_pretrained
-from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import WholeFile, find_device
+from dna_mamba.pipelines.sequences import WholeFile, find_device, load_language_model
 from dna_mamba.training.metrics import stream_losses
 
 POINTS = 2000
@@ -97,9 +95,7 @@ def run(
     if config.out is not None and find_spec("pyBigWig") is None:
         raise InputError(f"-o {config.out} needs pyBigWig; pip install 'dna-mamba[formats]', or take --picture alone")
     device = find_device(config.device)
-    directory, _ = find_model(config.model)
-    model, _ = from_pretrained(directory)
-    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
+    model = load_language_model(config.model, device)
     genome = load_genome(config.genome, on_progress, warn)
     regions = [parse_region(text) for text in config.regions]
     for region in regions:
@@ -132,7 +128,21 @@ def run(
 def _write_bigwig(path: Path, genome: GenomeStore, regions: list[Interval], found: list[np.ndarray]) -> None:
     import pyBigWig
 
-    file = pyBigWig.open(str(path), "w")
+    num_known = sum(int((~np.isnan(values)).sum()) for values in found)
+    try:
+        _write_entries(pyBigWig.open(str(path), "w"), genome, regions, found)
+        written = pyBigWig.open(str(path))
+        complete = written.isBigWig() and written.header()["nBasesCovered"] == num_known
+        written.close()
+        content = path.read_bytes()
+        complete = complete and content[:4] == content[-4:]  # the magic number begins and ends the file
+    except (RuntimeError, SystemError) as error:
+        raise InputError(f"cannot write {path.name.lstrip('.')}: {error}; is the disk full?") from error
+    if not complete and num_known:
+        raise InputError("the bigWig was cut off while it was written; free space on the disk and try again")
+
+
+def _write_entries(file: Any, genome: GenomeStore, regions: list[Interval], found: list[np.ndarray]) -> None:
     file.addHeader([(contig.name, contig.length) for contig in genome.manifest.contigs])
     for region, values in zip(regions, found, strict=True):
         known = np.concatenate([[False], ~np.isnan(values), [False]])

@@ -48,8 +48,16 @@ def check_url(url: str) -> None:
 class ResumingDownloader:
     """For pooch: keeps what came in a .part file beside the target, and asks the server for the rest."""
 
-    def __init__(self, part: Path, on_progress: Progress | None = None, max_bytes: int = MAX_BYTES, pause: float = 1.0):
+    def __init__(
+        self,
+        part: Path,
+        on_progress: Progress | None = None,
+        max_bytes: int = MAX_BYTES,
+        pause: float = 1.0,
+        has_checksum: bool = False,
+    ):
         self.part = part
+        self.has_checksum = has_checksum
         self.on_progress = on_progress or (lambda done, total: None)
         self.max_bytes = max_bytes
         self.pause = pause
@@ -58,6 +66,8 @@ class ResumingDownloader:
 
     def __call__(self, url: str, output_file: Any, pooch: Any, check_only: bool = False) -> None:
         """Download, in as many attempts as it takes and ATTEMPTS allows without any progress."""
+        if not (self.has_checksum or self.version.exists()):
+            self.part.unlink(missing_ok=True)  # of another day, and nothing says whether the file is still the same
         failures, best = 0, -1
         while True:
             try:
@@ -87,7 +97,7 @@ class ResumingDownloader:
         with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, SILENT_SECONDS)) as answer:
             check_url(answer.url)  # where redirects led
             if answer.status_code == 416:  # nothing after what is here
-                if int(answer.headers.get("Content-Range", "*/-1").rpartition("/")[2]) == have:
+                if answer.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
                     return
                 self.part.unlink()  # the file changed
                 raise _Cut("the file on the server changed")
@@ -97,8 +107,10 @@ class ResumingDownloader:
                 raise InputError(f"{url}: the server says {answer.status_code} {answer.reason}; is the URL right?")
             if answer.status_code == 200:
                 have = 0  # the server sends all of it
-                version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-                if version and not version.startswith("W/"):  # a weak one does not promise equal bytes
+                version = answer.headers.get("ETag", "")
+                if not version or version.startswith("W/"):  # a weak one does not promise equal bytes
+                    version = answer.headers.get("Last-Modified", "")
+                if version:
                     self.version.write_text(version)
                 else:
                     self.version.unlink(missing_ok=True)
@@ -162,7 +174,7 @@ def download(
             known_hash=None if sha256 is None else f"sha256:{sha256}",
             fname=path.name,
             path=path.parent,
-            downloader=ResumingDownloader(part, on_progress, max_bytes, pause),
+            downloader=ResumingDownloader(part, on_progress, max_bytes, pause, sha256 is not None),
         )
     except ValueError as error:
         if isinstance(error, InputError) or sha256 is None:

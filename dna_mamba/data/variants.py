@@ -127,7 +127,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _record(line: str, number: int, where: str) -> Variant:
-    columns = line.split("\t")
+    columns = line.split("\t", 8)  # what follows INFO stays one text: thousands of genotypes are not looked at
     if len(columns) < 8:
         shown = "blank" if not line.strip() else f"{len(columns)} tab-separated columns"
         raise InputError(f"{where}: {shown}, expected at least 8: CHROM POS ID REF ALT QUAL FILTER INFO")
@@ -143,7 +143,7 @@ def _record(line: str, number: int, where: str) -> Variant:
 
 
 def reference_fault(genome: GenomeStore, variant: Variant) -> str | None:
-    """Say what is wrong with a record's REF on this genome; None if it is what stands there (N and IUPAC codes match N)."""
+    """Say what is wrong with a record's REF on this genome; None if it may be what stands there."""
     if variant.contig not in genome.contigs:
         try:
             genome.contig(variant.contig)
@@ -157,8 +157,10 @@ def reference_fault(genome: GenomeStore, variant: Variant) -> str | None:
     from dna_mamba.data.intervals import Interval
 
     found = genome.fetch(Interval(variant.contig, variant.start, variant.start + len(variant.ref)))
-    ref = "".join(c if c in "ACGT" else "N" for c in variant.ref.upper())
-    return None if found == ref else f"REF is {variant.ref[:20]}, the genome has {found[:20]}"
+    # N and other IUPAC codes, on either side, stand for a base that is not said
+    if all(a == b or a not in "ACGT" or b not in "ACGT" for a, b in zip(variant.ref.upper(), found, strict=True)):
+        return None
+    return f"REF is {variant.ref[:20]}, the genome has {found[:20]}"
 
 
 def info_line(name: str, number: str, kind: str, description: str) -> str:

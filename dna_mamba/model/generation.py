@@ -94,7 +94,7 @@ class SamplingConfig:
 
     def probabilities(self, logits_B4: Tensor) -> Tensor:
         """Give what bases are drawn with, from scores of A, C, G and T."""
-        if self.temperature == 0:
+        if self.temperature < 1e-6:  # the limit; dividing by it would overflow
             return F.one_hot(logits_B4.argmax(-1), 4).to(logits_B4.dtype)
         probabilities_B4 = (logits_B4 / self.temperature).softmax(-1)
         if self.top_k == 4 and self.top_p == 1:

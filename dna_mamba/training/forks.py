@@ -157,7 +157,7 @@ def _context(model: DnaMamba, tokens: np.ndarray) -> tuple[ModelState | None, Te
     for start in range(0, len(tokens), PIECES[device.type]):
         tokens_BT = torch.from_numpy(tokens[start : start + PIECES[device.type]]).to(device)[None]
         logits_BTV, state = model(tokens_BT, state)
-        logits_1V = logits_BTV[0, -1:]
+        logits_1V = logits_BTV[0, -1:].clone()  # a view would keep all of it
     return state, logits_1V
 
 
@@ -204,7 +204,7 @@ class _Walk:
         if len(tokens) > 1:
             losses_T[1:] = acgt_losses(logits_BTV[:, :-1], tokens_BT[:, 1:])[0].double()
         self.sums.append(-losses_T.cpu().numpy())
-        self.logits_1V = logits_BTV[0, -1:]
+        self.logits_1V = logits_BTV[0, -1:].clone()  # a view would keep all of it
         self.at += len(tokens)
 
     def _skip(self, token: int, place: int) -> None:

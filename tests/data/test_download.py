@@ -175,3 +175,10 @@ def test_halves_of_two_versions_are_never_joined(server, tmp_path):
     download(server.url, tmp_path / "genome.fa.gz", pause=0.01)
     assert (tmp_path / "genome.fa.gz").read_bytes() == other
     assert [path.name for path in tmp_path.iterdir()] == ["genome.fa.gz"]
+
+
+def test_a_part_of_another_day_counts_only_if_something_says_that_the_file_is_the_same(server, tmp_path):
+    part = tmp_path / "genome.fa.gz.part"
+    part.write_bytes(b"x" * 70_000)
+    download(server.url, tmp_path / "genome.fa.gz", pause=0.01)
+    assert (tmp_path / "genome.fa.gz").read_bytes() == CONTENT and server.asked == [None]

@@ -106,7 +106,11 @@ def test_the_command_writes_fasta(write, tmp_path):
         (("--prompt", "nowhere.fa"), "nowhere.fa does not exist"),
         (("--top-k", "9"), "1 to 4"),
         (("--temperature", "-1"), "from 0 up"),
+        (("-o", str(prompt / "x.fa")), "cannot write"),
     ):
         bad = dna_mamba(*options, *more)
         assert bad.returncode == 2 and words in bad.stderr and len(bad.stderr.strip().splitlines()) == 1, bad.stderr
-    assert read_prompt("ACGN").tolist() == [7, 8, 9, 11]
+    assert read_prompt("ACGN").tolist() == [7, 8, 9, 11] and len(read_prompt("ACGT" * 100)) == 400
+    assert SamplingConfig(temperature=1e-40).probabilities(torch.tensor([[1.0, 3.0, 2.0, 0.0]])).tolist() == [
+        [0, 1, 0, 0]
+    ]

@@ -234,6 +234,9 @@ def test_the_embedder_works_inside_scikit_learn(directory):
         Embedder(str(directory), pool="none").fit(rich)
     with pytest.raises(InputError, match="one string"):
         fitted.transform("ACGT")
+    with pytest.raises(InputError, match=r"X\[1\] is float, expected a sequence"):
+        fitted.transform(["ACGT", float("nan")])
+    assert np.array_equal(fitted.transform(iter(rich)), fitted.transform(np.array(rich)[:, None]))
 
 
 # checks of scikit-learn that feed tables of numbers, which are no DNA
@@ -247,3 +250,9 @@ def test_scikit_learns_own_checks(directory):
     failed = {r["check_name"]: str(r["exception"])[:150] for r in results if r["status"] == "failed"}
     assert not failed, failed
     assert Path(str(directory)).exists()
+
+
+def test_a_model_with_a_start_token_is_not_read_without_it(model, tmp_path):
+    save_pretrained(model, tmp_path / "model", {"start_token": True})
+    with pytest.raises(InputError, match="trained with a start token"):
+        dm.load(tmp_path / "model", device="cpu")

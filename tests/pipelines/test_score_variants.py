@@ -89,10 +89,8 @@ def test_every_kind_of_record_is_scored_or_passed_through(place, tmp_path):
     read = read_vcf(out).variants
     assert [v.columns[2] for v in read] == [r[2] for r in records(letters)]  # order kept
     for variant, (contig, position, name, ref, alt, info) in zip(read, records(letters), strict=True):
-        assert variant.columns[:7] == (contig, str(position), name, ref, alt, "50", "PASS") and variant.columns[8:] == (
-            "GT",
-            "0/1",
-        )
+        assert variant.columns[:7] == (contig, str(position), name, ref, alt, "50", "PASS")
+        assert variant.columns[8:] == ("GT\t0/1",)
         fields = dict(f.partition("=")[::2] for f in variant.columns[7].split(";"))
         if name == "none":
             assert fields == {"AF": "0"}
@@ -194,3 +192,36 @@ def test_a_bgzip_file_without_its_end_is_refused_and_no_record_is_no_fault(place
         run(ScoreConfig(variants=tmp_path / "cut.vcf.gz", out=tmp_path / "p.vcf", **config))
     with pytest.raises(InputError, match=r"must end in \.vcf, \.vcf\.gz, \.tsv, \.parquet"):
         ScoreConfig(variants=vcf, out=tmp_path / "o.csv", **config)
+
+
+def test_codes_that_say_no_base_fit_and_reasons_come_before_references(place, tmp_path):
+    folder, _, letters = place
+    rows = [
+        ("c1", 10, "n", "N", "<DEL>", "."),
+        ("c1", 20, "wrong", other(letters[19]), "<DUP>", "."),  # nothing is scored, so nothing has to fit
+        ("c1", 30, "iupac", "R" if letters[29] != "T" else "Y", other(letters[29]), "."),
+    ]
+    vcf = write_vcf(tmp_path / "v.vcf", rows)
+    config = ScoreConfig(
+        model=folder / "model", variants=vcf, genome=str(folder / "g.dna"), out=tmp_path / "o.vcf", right=5
+    )
+    assert run(config).status_counts == {"symbolic": 2, "scored": 1}
+    assert all(v.columns[8] == "GT\t0/1" for v in read_vcf(tmp_path / "o.vcf").variants)
+
+
+def test_what_is_written_opens_in_pysam(place, tmp_path):
+    pysam = pytest.importorskip("pysam")
+    folder, _, letters = place
+    rows = sorted(records(letters), key=lambda r: (r[0], r[1]))
+    vcf = write_vcf(tmp_path / "v.vcf", rows)
+    vcf.write_text(vcf.read_text().replace("#CHROM", "##contig=<ID=c1>\n##contig=<ID=c2>\n##FORMAT=<ID=GT,Number=1,Type=String,Description=\"g\">\n"
+                   "##FILTER=<ID=PASS,Description=\"p\">\n##INFO=<ID=DB,Number=0,Type=Flag,Description=\"d\">\n#CHROM"))  # fmt: skip
+    run(
+        ScoreConfig(
+            model=folder / "model", variants=vcf, genome=str(folder / "g.dna"), out=tmp_path / "o.vcf.gz", right=20
+        )
+    )
+    with pysam.VariantFile(str(tmp_path / "o.vcf.gz")) as file:
+        found = {record.id: record for record in file}
+    assert len(found["several"].info["DMLLR"]) == 5 and found["several"].info["DMSTATUS"][2] == "star"
+    assert found["snv"].info["DMLEN"] == (0,) and found["snv"].info["DB"] is True
