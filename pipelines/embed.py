@@ -3,7 +3,7 @@
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.vocabulary import reverse_complement_tokens
+from dna_mamba.data.vocabulary import N, reverse_complement_tokens
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.model.backbone import DnaMamba, ModelState
 from dna_mamba.pipelines.sequences import Named, WholeFile, find_device, load_language_model, open_sequences, read_piece
@@ -63,50 +63,86 @@ class EmbedConfig:
 
 
 class _Sums:
-    """What is kept of the vectors of some sequences of one length while they are read in pieces."""
+    """What is kept of the vectors of some sequences while they are read in pieces; shorter ones are padded on the right.
 
-    def __init__(self, config: EmbedConfig, length: int):
-        self.config, self.length = config, length
-        self.kept: Tensor | None = None
+    A causal model says nothing about a base that depends on what follows, so padding changes no vector before it; the vectors
+    of the padding itself are left out here.
+    """
+
+    def __init__(self, config: EmbedConfig, lengths: Sequence[int], width: int, device: torch.device):
+        self.config, self.lengths = config, lengths
+        self.lengths_B1 = torch.tensor(lengths, device=device)[:, None]
+        B = len(lengths)
+        if config.pool in ("last", "max"):
+            self.kept = torch.full((B, width), -torch.inf, dtype=torch.float64, device=device)
+        else:
+            self.window = config.window or max(lengths)
+            self.num_windows = -(-max(lengths) // self.window)
+            # sums over many positions need float64; a vector a base is no sum. The last row takes what is padding
+            dtype = torch.float32 if self.window == 1 else torch.float64
+            self.kept = torch.zeros(B * self.num_windows + 1, width, dtype=dtype, device=device)
 
     def add(self, vectors_BTD: Tensor, first: int, backwards: bool) -> None:
         """Take in positions from `first` on; backwards, they are those of the other strand."""
-        B, T, D = vectors_BTD.shape
+        B, T, _ = vectors_BTD.shape
         vectors_BTD = vectors_BTD.float()
+        places_BT = torch.arange(first, first + T, device=vectors_BTD.device).expand(B, T)
+        inside_BT = places_BT < self.lengths_B1
         if self.config.pool == "last":
-            self.kept = vectors_BTD[:, -1].double()
+            rows, columns = (places_BT == self.lengths_B1 - 1).nonzero(as_tuple=True)
+            self.kept[rows] = vectors_BTD[rows, columns].double()
             return
         if self.config.pool == "max":
-            most_BD = vectors_BTD.amax(1).double()
-            self.kept = most_BD if self.kept is None else torch.maximum(self.kept, most_BD)
+            most_BD = vectors_BTD.masked_fill(~inside_BT[..., None], -torch.inf).amax(1).double()
+            self.kept = torch.maximum(self.kept, most_BD)
             return
-        window = self.config.window or self.length
-        places_T = torch.arange(first, first + T, device=vectors_BTD.device)
         if backwards:
-            places_T = self.length - 1 - places_T
-        if self.kept is None:
-            num_windows = -(-self.length // window)
-            # sums over many positions need float64; a vector a base is no sum
-            dtype = torch.float32 if window == 1 else torch.float64
-            self.kept = torch.zeros(B, num_windows, D, dtype=dtype, device=vectors_BTD.device)
-        self.kept.index_add_(1, places_T // window, vectors_BTD.to(self.kept.dtype))
+            places_BT = self.lengths_B1 - 1 - places_BT
+        rows_BT = torch.arange(B, device=places_BT.device)[:, None] * self.num_windows + places_BT // self.window
+        rows_BT = torch.where(inside_BT, rows_BT, B * self.num_windows)
+        self.kept.index_add_(0, rows_BT.flatten(), vectors_BTD.flatten(0, 1).to(self.kept.dtype))
 
-    def vectors(self) -> np.ndarray:
-        """Give (B, D), or (B, W, D) of windows and bases."""
-        assert self.kept is not None
+    def vectors(self) -> list[np.ndarray]:
+        """Give (D,) of each sequence, or (W, D) of windows and bases."""
+        kept = self.kept.cpu().numpy()
         if self.config.pool in ("last", "max"):
-            return self.kept.cpu().numpy()
-        window = self.config.window or self.length
-        starts = np.arange(0, self.length, window)
-        counts_W = np.minimum(starts + window, self.length) - starts
-        means_BWD = self.kept.cpu().numpy()
-        if window > 1:
-            means_BWD /= counts_W[:, None]
-        return means_BWD[:, 0] if self.config.window is None else means_BWD
+            return list(kept)
+        found = []
+        for number, length in enumerate(self.lengths):
+            size = length if self.config.window is None else self.window
+            starts = np.arange(0, length, size)
+            means_WD = kept[number * self.num_windows : number * self.num_windows + len(starts)]
+            if size > 1:
+                means_WD = means_WD / (np.minimum(starts + size, length) - starts)[:, None]
+            found.append(means_WD[0] if self.config.window is None else means_WD)
+        return found
 
 
 Reader = Callable[[Sequence[int], int, int, bool], np.ndarray]
-"""Gives token ids (B, T) of some sequences, positions from and to (counted along the strand), of the other strand or not."""
+"""Gives token ids (B, T) of some sequences, positions from and to (counted along the strand; N past the end), of the other
+strand or not."""
+
+
+def _batches(lengths: Sequence[int], piece: int) -> Iterator[list[int]]:
+    """Give numbers of sequences to read together: neighbours in length, at most a fifth of them padding."""
+    some: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda n: lengths[n]):
+        length = lengths[number]
+        fits = len(some) < MOST_AT_ONCE and (len(some) + 1) * length <= piece
+        if some and not (fits and length <= 1.25 * lengths[some[0]]):
+            yield some
+            some = []
+        some.append(number)
+    if some:
+        yield some
+
+
+def _padded(pieces: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Put tokens side by side, shorter ones filled with N on the right."""
+    tokens_BT = np.full((len(pieces), length), N, np.uint8)
+    for row, tokens in enumerate(pieces):
+        tokens_BT[row, : len(tokens)] = tokens
+    return tokens_BT
 
 
 @torch.no_grad()
@@ -122,31 +158,25 @@ def _embed(
     piece = piece_bases or PIECES[device.type]
     layer = config.layer_of(model)
     found: list[np.ndarray] = [np.zeros(0)] * len(lengths)
-    by_length: dict[int, list[int]] = {}
-    for number, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(number)
 
-    def vectors_of(numbers: Sequence[int], length: int, other_strand: bool) -> np.ndarray:
-        sums = _Sums(config, length)
+    def vectors_of(numbers: Sequence[int], other_strand: bool) -> list[np.ndarray]:
+        longest = max(lengths[number] for number in numbers)
+        sums = _Sums(config, [lengths[number] for number in numbers], model.config.width, device)
         state: ModelState | None = None
-        for start in range(0, length, piece):
-            tokens_BT = torch.from_numpy(read(numbers, start, min(start + piece, length), other_strand)).to(device)
+        for start in range(0, longest, piece):
+            tokens_BT = torch.from_numpy(read(numbers, start, min(start + piece, longest), other_strand)).to(device)
             vectors_BTD, state = model.backbone.vectors_of_layer(tokens_BT, layer, state)
             sums.add(vectors_BTD, start, other_strand)
         return sums.vectors()
 
-    for length in sorted(by_length):
-        numbers = by_length[length]
-        at_once = max(1, min(MOST_AT_ONCE, piece // length))
-        for first in range(0, len(numbers), at_once):
-            some = numbers[first : first + at_once]
-            vectors = vectors_of(some, length, False)
-            if config.strands == "both":
-                vectors = (vectors + vectors_of(some, length, True)) / 2
-            for number, vector in zip(some, vectors, strict=True):
-                found[number] = vector.astype(np.float32)
-            if on_bases:
-                on_bases(length * len(some))
+    for some in _batches(lengths, piece):
+        vectors = vectors_of(some, False)
+        if config.strands == "both":
+            vectors = [(one + other) / 2 for one, other in zip(vectors, vectors_of(some, True), strict=True)]
+        for number, vector in zip(some, vectors, strict=True):
+            found[number] = vector.astype(np.float32)
+        if on_bases:
+            on_bases(sum(lengths[number] for number in some))
     return found
 
 
@@ -161,7 +191,7 @@ def embed(
 ) -> list[np.ndarray]:
     """Give the vectors of intervals, in their order, float32: (D,) each, or (W, D) of windows and bases.
 
-    Those of one length are read together; neither that nor the length of pieces changes a vector (up to rounding).
+    Those of like lengths are read together; neither that nor the length of pieces changes a vector (up to rounding).
 
     Args:
         model: On its device.
@@ -182,8 +212,9 @@ def embed(
             place = intervals[number][0]
             if other_strand:
                 place = Interval(place.contig, place.start, place.end, flipped[place.strand])
-            pieces.append(read_piece(genome, place, start, end))
-        return np.stack(pieces)
+            last = min(end, len(place))
+            pieces.append(read_piece(genome, place, start, last) if last > start else np.zeros(0, np.uint8))
+        return _padded(pieces, end - start)
 
     return _embed(model, [len(interval) for interval, _ in intervals], read, config, piece_bases, on_bases)
 
@@ -197,7 +228,7 @@ def embed_tokens(
         whole = [sequences[number] for number in numbers]
         if other_strand:
             whole = [reverse_complement_tokens(tokens) for tokens in whole]
-        return np.stack([tokens[start:end] for tokens in whole])
+        return _padded([tokens[start:end] for tokens in whole], end - start)
 
     return _embed(model, [len(tokens) for tokens in sequences], read, config, piece_bases, None)
 
