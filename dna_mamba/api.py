@@ -102,18 +102,14 @@ class DnaModel(nn.Module):
         Raises:
             InputError: A sequence is empty or no DNA.
         """
-        from dna_mamba.training.metrics import acgt_losses
+        from dna_mamba.training.metrics import losses_in_pieces
 
         device = self.model.lm_head.weight.device
         found = []
         for text in _several(sequences):
             tokens_BT = torch.from_numpy(_tokens(text))[None].to(device)
-            parts, state = [np.zeros(0)], None
-            for start in range(0, tokens_BT.shape[1] - 1, PIECE):
-                end = min(start + PIECE, tokens_BT.shape[1] - 1)
-                logits_BTV, state = self.model(tokens_BT[:, start:end], state)
-                parts.append(-acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1])[0].double().cpu().numpy())
-            log_p = np.concatenate(parts)
+            pieces = losses_in_pieces(self.model, tokens_BT, PIECE)
+            log_p = np.concatenate([np.zeros(0), *(-losses_BT[0].double().cpu().numpy() for losses_BT in pieces)])
             found.append(log_p if per_base else float(log_p.sum()))
         if isinstance(sequences, str):
             return found[0]

@@ -789,22 +789,20 @@ def classify(
         raise InputError("--json prints a summary beside the table; say where the table goes with --out")
     from dna_mamba.pipelines import classify as pipeline
 
-    started = False
+    def show_labels(labels: tuple[str, ...]) -> None:
+        print("\t".join(pipeline.columns_of(labels)))
 
     def show(row: Any) -> None:
-        nonlocal started
-        if not started:
-            print("\t".join(pipeline.columns_of(labels)))
-            started = True
         print("\t".join(pipeline.cells_of(row)))
 
     config = pipeline.ClassifyConfig(
         model=model, sequences=sequences, genome=genome, window_bases=window, out=out, device=device
     )
-    labels = pipeline.labels_of(model)
     update, progress = _progress_of_packing()
     with progress:
-        result = pipeline.run(config, on_row=None if out else show, on_progress=update, warn=_warn)
+        result = pipeline.run(
+            config, on_labels=None if out else show_labels, on_row=None if out else show, on_progress=update, warn=_warn
+        )
     if json:
         _print_json({"out": str(out), "rows": result.num_rows, "bases": result.num_bases, "counts": result.counts,
                      "bases_per_second": result.num_bases / max(result.seconds, 1e-9)})  # fmt: skip

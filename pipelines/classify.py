@@ -89,19 +89,15 @@ def find_classifier(path: Path) -> Path:
     raise InputError(f"{path} is neither a classifier nor a fine-tuning run: no config.json found")
 
 
-def labels_of(path: Path) -> tuple[str, ...]:
-    """Name the classes of a classifier."""
-    return load_classifier(find_classifier(path))[0].labels
-
-
 def run(
     config: ClassifyConfig,
     *,
+    on_labels: Callable[[tuple[str, ...]], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
     on_progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> ClassifyResult:
-    """Classify, and write a table (TSV) if `out` is given; the table is whole or absent.
+    """Classify, and write a table (TSV) if `out` is given; the table is whole or absent. Rows are also handed to `on_row`.
 
     Raises:
         InputError: The model, the sequences or the output is at fault.
@@ -113,6 +109,8 @@ def run(
     model, _ = load_classifier(find_classifier(config.model))
     model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
     genome, intervals = open_sequences(config.sequences, config.genome, config.window_bases, on_progress, warn)
+    if on_labels:
+        on_labels(model.labels)
     counts = dict.fromkeys(model.labels, 0)
     num_rows = num_bases = 0
 

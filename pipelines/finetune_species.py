@@ -30,6 +30,7 @@ from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig, likeliho
 from dna_mamba.pipelines.oracle import attainable, counted, read_truth
 from dna_mamba.pipelines.planning import choose_cut, this_gpu
 from dna_mamba.pipelines.pretrain import Interrupted
+from dna_mamba.pipelines.sequences import find_device
 from dna_mamba.pipelines.simulate import TRUTH
 from dna_mamba.training import checkpoint
 from dna_mamba.training.finetuning import FinetuneConfig, FinetuneStep, finetune, probabilities
@@ -106,8 +107,6 @@ class FinetuneSpeciesConfig:
             self.recipe_of(length)
         if self.checkpoint_every_steps < 1:
             raise InputError(f"checkpoint_every_steps {self.checkpoint_every_steps} must be at least 1")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"device {self.device!r} is unknown; choose auto, cpu or cuda")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"precision {self.precision!r} is unknown; choose auto, fp32 or bf16")
         if not 0 <= self.seed < 2**63:
@@ -178,11 +177,7 @@ class FinetuneSpeciesResult:
 
 def resolve(config: FinetuneSpeciesConfig) -> FinetuneSpeciesConfig:
     """Replace 'auto' by what it means on this machine, and paths by absolute ones."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+    device = find_device(config.device)
     precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
     data = config.data
 

@@ -16,7 +16,7 @@ from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.training.language_model import LanguageModel
-from dna_mamba.training.metrics import acgt_losses
+from dna_mamba.training.metrics import losses_in_pieces
 from dna_mamba.training.optimizer import OptimizerConfig
 
 
@@ -41,11 +41,8 @@ class LikelihoodRatioConfig:
 def log_likelihoods(model: DnaMamba, tokens_BT: Tensor, piece_bases: int) -> Tensor:
     """Give the log-likelihood of each sequence in nats, all bases but the first, over A, C, G and T."""
     total_B = torch.zeros(len(tokens_BT), dtype=torch.float64, device=tokens_BT.device)
-    state = None
-    for start in range(0, tokens_BT.shape[1] - 1, piece_bases):
-        end = min(start + piece_bases, tokens_BT.shape[1] - 1)
-        logits_BTV, state = model(tokens_BT[:, start:end], state)
-        total_B -= acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1]).double().sum(1)
+    for losses_BT in losses_in_pieces(model, tokens_BT, piece_bases):
+        total_B -= losses_BT.double().sum(1)
     return total_B
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dna_mamba.data.vocabulary import N
 from dna_mamba.model.backbone import DnaMamba, ModelState
 from dna_mamba.model.mixers.mamba import MambaState
-from dna_mamba.training.metrics import acgt_losses
+from dna_mamba.training.metrics import acgt_losses, losses_in_pieces
 
 Read = Callable[[int, int], np.ndarray]
 """Gives the token ids of positions from (included) to (excluded)."""
@@ -70,9 +71,7 @@ class _Forks:
     def flush(self) -> None:
         if not self.waiting:
             return
-        padded = np.full(
-            (len(self.waiting), self.longest), 11, np.uint8
-        )  # N; what stands behind the end changes nothing
+        padded = np.full((len(self.waiting), self.longest), N, np.uint8)  # what stands behind the end changes nothing
         for row, (_, tokens, _, _) in enumerate(self.waiting):
             padded[row, : len(tokens)] = tokens
         tokens_BT = torch.from_numpy(padded).to(self.device)
@@ -82,10 +81,8 @@ class _Forks:
             if logits_1V is not None:
                 sums_B[row] -= acgt_losses(logits_1V[None], tokens_BT[row : row + 1, :1])[0, 0].double()
         piece = max(1, BATCH_BASES[self.device.type] // len(self.waiting))
-        for start in range(0, self.longest - 1, piece):
-            end = min(start + piece, self.longest - 1)
-            logits_BTV, state = self.model(tokens_BT[:, start:end], state)
-            sums_B -= acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1]).double().sum(1)
+        for losses_BT in losses_in_pieces(self.model, tokens_BT, piece, state):
+            sums_B -= losses_BT.double().sum(1)
         for (number, *_), value in zip(self.waiting, sums_B.tolist(), strict=True):
             self.found[number] += value
         self.waiting, self.longest = [], 0
@@ -180,7 +177,7 @@ class _Walk:
             if len(tokens) > N_PIECE and (tokens[:N_PIECE] == tokens[0]).all():
                 tokens = tokens[:N_PIECE]  # a run of N, which may have no effect any more
             elif len(tokens) > N_PIECE:
-                runs = np.flatnonzero((tokens[:-1] == 11) & (tokens[1:] == 11))
+                runs = np.flatnonzero((tokens[:-1] == N) & (tokens[1:] == N))
                 if len(runs) > N_PIECE and runs[0] > 0:
                     tokens = tokens[: runs[0] + 1]
             before = self.state
@@ -209,7 +206,7 @@ class _Walk:
 
     def _skip(self, token: int, place: int) -> None:
         """Pass over more of a run of one token whose state has come to rest to the bit: each piece leaves it as it is."""
-        if token < 11:
+        if token != N:
             return  # bases of a homopolymer have likelihoods of their own to add
         while self.at + N_PIECE <= place and (self.read(self.at, self.at + N_PIECE) == token).all():
             self.sums.append(np.zeros(N_PIECE))

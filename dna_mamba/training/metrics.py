@@ -14,7 +14,7 @@ from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
 from dna_mamba.data.vocabulary import ACGT, BASE_BITS, BOS, SOFT_MASK, STORE_T, A
 from dna_mamba.kernels.cross_entropy import cross_entropy
-from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.backbone import DnaMamba, ModelState
 
 CHUNKS = {"cpu": 16_384, "cuda": 2**18}
 """Bases read at once; the result does not depend on it (up to rounding)."""
@@ -46,6 +46,17 @@ def acgt_losses(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
     known_BT = (tokens_BT >= A) & (tokens_BT < A + 4)
     targets_BT = torch.where(known_BT, tokens_BT.long() - A, 0)
     return torch.where(known_BT, cross_entropy(logits_BTV[..., ACGT], targets_BT), 0.0)
+
+
+@torch.no_grad()
+def losses_in_pieces(
+    model: DnaMamba, tokens_BT: Tensor, piece_bases: int, state: ModelState | None = None
+) -> Iterator[Tensor]:
+    """Read sequences in pieces with carried state; yield the surprise of each base but the first, in order (B, piece), nats."""
+    for start in range(0, tokens_BT.shape[1] - 1, piece_bases):
+        end = min(start + piece_bases, tokens_BT.shape[1] - 1)
+        logits_BTV, state = model(tokens_BT[:, start:end], state)
+        yield acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1])
 
 
 @torch.no_grad()
