@@ -53,6 +53,27 @@ def _progress_of_packing() -> tuple[Callable[[int, int], None], Any]:
     return update, progress
 
 
+def _progress_of_bases() -> tuple[Callable[[int, int], None], Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed or 0:,.0f} bases/s")
+
+    progress = Progress(
+        TextColumn("reading"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn(), console=stderr,
+        transient=True, disable=not stderr.is_terminal,
+    )  # fmt: skip
+    task = progress.add_task("reading", total=None)
+
+    def advance(bases: int, total: int) -> None:
+        progress.start()
+        progress.update(task, advance=bases, total=total)
+
+    return advance, progress
+
+
 def _warn(words: str) -> None:
     stderr.print(f"warning: {words}", highlight=False)
 
@@ -829,12 +850,15 @@ def embed(
 ) -> None:
     """Write vectors of sequences, their windows or their bases, each read in full with a carried state.
 
+    A run that was ended, however, goes on where it stopped when the same command is given again.
+
     Parameters
     ----------
     model
         Run directory, the model directory in it, or human-4x64, which ships in the package.
     sequences
-        FASTA, GenBank or genome store (each record), or BED with --genome (each interval).
+        FASTA, GenBank or genome store (each record), BED with --genome (each interval), or .csv or .tsv with a column
+        named sequence, and perhaps name (each row).
     out
         File to write; its ending says the format: .npz, .parquet, .h5ad or .zarr.
     genome
@@ -848,7 +872,7 @@ def embed(
     window
         Cut the input into windows of so many bases first, each read without the bases before it.
     shard
-        i/n: embed every n-th sequence from the i-th on, on one of n machines.
+        i/n: embed the i-th of n shares, on one of n machines; joined in order they are the one run, to the bit.
     device
         auto, cpu or cuda; always float32.
     json
@@ -864,9 +888,12 @@ def embed(
         embed=pipeline.EmbedConfig(layer=layer, pool=pool, strands=strands), shard=(int(number), int(of)),
     )  # fmt: skip
     update, progress = _progress_of_packing()
-    with progress:
-        result = pipeline.run(config, on_progress=update, warn=_warn)
-    speed = result.num_bases / max(result.seconds, 1e-9)
+    advance, reading = _progress_of_bases()
+    with progress, reading:
+        result = pipeline.run(config, on_progress=update, warn=_warn, on_bases=advance)
+    speed = (result.num_bases - result.resumed_bases) / max(result.seconds, 1e-9)
+    if result.resumed_bases:
+        _say(f"{result.resumed_bases:,} bases had been read by an earlier run")
     if json:
         _print_json({"out": str(out), "rows": result.num_rows, "width": result.width, "bases": result.num_bases,
                      "bases_per_second": speed})  # fmt: skip
@@ -887,6 +914,7 @@ def score(
     left: str = "full",
     right: int = 512,
     strands: Literal["forward", "both"] = "forward",
+    distance: Flag = False,
     skip_mismatches: Flag = False,
     device: str = "auto",
     json: Flag = False,
@@ -909,6 +937,8 @@ def score(
         Bases of right flank that are scored with each allele.
     strands
         both averages with the score on the other strand.
+    distance
+        Add DMDIST, the distance between the mean vectors of ALT and REF with their flank.
     skip_mismatches
         Pass over records whose REF is not in the genome, instead of stopping.
     device
@@ -918,15 +948,14 @@ def score(
     """
     from dna_mamba.pipelines import score_variants as pipeline
 
-    if left != "full" and not (left.isdecimal() and len(left) <= 12):
-        raise InputError(f"--left {left!r} must be a number of bases, or full")
     config = pipeline.ScoreConfig(
-        model=model, variants=variants, genome=genome, out=out, left=None if left == "full" else int(left), right=right,
-        strands=strands, skip_mismatches=skip_mismatches, device=device,
+        model=model, variants=variants, genome=genome, out=out, left=_left(left), right=right, strands=strands,
+        distance=distance, skip_mismatches=skip_mismatches, device=device,
     )  # fmt: skip
     update, progress = _progress_of_packing()
-    with progress:
-        result = pipeline.run(config, say=_say, on_progress=update, warn=_warn)
+    advance, reading = _progress_of_bases()
+    with progress, reading:
+        result = pipeline.run(config, say=_say, on_progress=update, warn=_warn, on_bases=advance)
     if json:
         _print_json(
             {"out": str(out), "records": result.num_records, "alleles": result.status_counts, "seconds": result.seconds}
@@ -934,6 +963,71 @@ def score(
     else:
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(result.status_counts.items()))
         print(f"{result.num_records:,} records ({counts}) in {result.seconds:,.0f} s -> {out}")
+
+
+def _left(text: str) -> int | None:
+    if text != "full" and not (text.isdecimal() and len(text) <= 12):
+        raise InputError(f"--left {text!r} must be a number of bases, or full")
+    return None if text == "full" else int(text)
+
+
+@app.command
+def mutate(
+    model: Path,
+    /,
+    *,
+    genome: str,
+    region: str,
+    out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    picture: Path | None = None,
+    left: str = "16384",
+    right: int = 512,
+    strands: Literal["forward", "both"] = "forward",
+    device: str = "auto",
+    json: Flag = False,
+) -> None:
+    """Score every possible substitution in a region, as score does, into a table, a heat-map or both.
+
+    Parameters
+    ----------
+    model
+        Run directory, the model directory in it, or human-4x64, which ships in the package.
+    genome
+        FASTA or genome store; 'demo' is the one in the package.
+    region
+        1-based, both ends included, as in chr20:9000001-9000200.
+    out
+        Table to write: .tsv or .parquet, a row a substitution.
+    picture
+        PNG file with a heat-map, of up to 3,000 bases.
+    left
+        Bases before the region where its one pass begins, or full: the first base of the contig.
+    right
+        Bases of right flank that are scored with each substitution.
+    strands
+        both averages with the score on the other strand.
+    device
+        auto, cpu or cuda; always float32.
+    json
+        Print a summary as JSON.
+    """
+    from dna_mamba.pipelines import mutate as pipeline
+
+    config = pipeline.MutateConfig(
+        model=model, genome=genome, region=region, out=out, picture=picture, left=_left(left), right=right,
+        strands=strands, device=device,
+    )  # fmt: skip
+    update, progress = _progress_of_packing()
+    with progress:
+        result = pipeline.run(config, say=_say, on_progress=update, warn=_warn)
+    where = " and ".join(str(path) for path in (out, picture) if path is not None)
+    substitutions = 3 * sum(base in "ACGT" for base in result.letters)
+    if json:
+        _print_json(
+            {"out": where, "bases": len(result.letters), "substitutions": substitutions, "seconds": result.seconds}
+        )
+    else:
+        print(f"{substitutions:,} substitutions of {len(result.letters):,} bases in {result.seconds:,.0f} s -> {where}")
 
 
 @app.command

@@ -22,7 +22,7 @@ from dna_mamba.kernels.rms_norm import rms_norm
 from dna_mamba.kernels.selective_scan import MAX_STATES, selective_scan
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
-from dna_mamba.model.generation import CapturedStep
+from dna_mamba.model.generation import CapturedStep, Draw, SamplingConfig, captured
 from dna_mamba.model.mixers.mamba import MambaConfig
 from dna_mamba.pipelines.benchmark import BenchResult, make_result
 
@@ -530,7 +530,7 @@ def _loss(bench: _Bench) -> list[dict[str, Any]]:
 def _step(bench: _Bench) -> list[dict[str, Any]]:
     """One base of every sequence through the whole model, as called and as one CUDA graph."""
     rows: list[dict[str, Any]] = []
-    sizes, batches = (("6x128", "24x1024"), (1, 64, 1024)) if bench.device == "cuda" else (("2x64",), (1, 16))
+    sizes, batches = (("6x128", "12x128", "24x1024"), (1, 64, 1024)) if bench.device == "cuda" else (("2x64",), (1, 16))
     for size in sizes:
         pattern, width = parse_size(size)
         model = DnaMamba(BackboneConfig(width=width, pattern=pattern)).to(bench.device)
@@ -554,8 +554,10 @@ def _step(bench: _Bench) -> list[dict[str, Any]]:
                 ways["plain torch"] = functools.partial(step, "naive")
             ways["as called"] = functools.partial(step, bench.implementations[-1])
             if bench.device == "cuda":
-                captured = CapturedStep(model, batch, bench.dtype)
-                ways["CUDA graph"] = functools.partial(captured, tokens)
+                ways["CUDA graph"] = functools.partial(CapturedStep(model, batch, bench.dtype), tokens)
+            # float32, as generation runs whatever the precision of the rest
+            draw = Draw(model, model.new_state(batch), tokens, SamplingConfig(), 0)
+            ways["drawing included, float32"] = captured(draw) if bench.device == "cuda" else draw
             for way, call in ways.items():
                 row: dict[str, Any] = {"what": f"{size}, batch {batch}, {way}"}
                 found = bench.time_with_host(call)

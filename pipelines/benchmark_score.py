@@ -99,7 +99,8 @@ def run(config: ScoreBenchConfig, *, on_phase: Callable[[str], None] | None = No
         for letters in (alt, variant.ref):
             rows.append(np.concatenate([before, tokens_of(letters), flank]))
             context.append(config.left)
-    score_variants(model, genome, file.variants[:4], set(), left=64, right=16)  # compiles
+    for some_left in (64, None):  # compiles
+        score_variants(model, genome, file.variants[:64], set(), left=some_left, right=config.right)
     _from_scratch(model, [row[-100:] for row in rows[:2]], [2, 2], 2)
     say(f"{len(alleles)} alleles from scratch")
     started = time.perf_counter()

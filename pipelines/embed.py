@@ -1,12 +1,17 @@
 # Shapes: B sequences, T positions, D model width, W windows
 """Vectors of sequences, of their windows or of their bases, from any layer of a language model, read with a carried state."""
 
+import csv
+import dataclasses
+import gzip
+import hashlib
+import itertools
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +20,23 @@ from torch import Tensor
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.vocabulary import N, reverse_complement_tokens
+from dna_mamba.data.vocabulary import N, reverse_complement_tokens, tokens_of
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.model.backbone import DnaMamba, ModelState
-from dna_mamba.pipelines.sequences import Named, WholeFile, find_device, load_language_model, open_sequences, read_piece
+from dna_mamba.pipelines.evaluate import find_model
+from dna_mamba.pipelines.sequences import Named, find_device, load_language_model, open_sequences, read_piece
+from dna_mamba.pipelines.vector_files import UnfinishedVectors, check_format, write_file
 
 PIECES = {"cpu": 2**14, "cuda": 2**18}
 """Positions computed at once; vectors do not depend on it (up to rounding)."""
 MOST_AT_ONCE = 512
+PART_BASES, PART_SEQUENCES = 2**20, 2048
+"""Of a part of the work: what is sorted by length together, noted when it is done, and given to one shard."""
+SEQUENCE_COLUMNS = ("sequence", "seq")
+NAME_COLUMNS = ("name", "id")
+csv.field_size_limit(2**31 - 1)  # a field may hold a sequence of any length
 POOLS = ("mean", "last", "max", "none", "window:N")
 STRANDS = ("forward", "both")
-FORMATS = (".npz", ".parquet", ".h5ad", ".zarr")
 COLUMNS = ("contig", "start", "end", "strand", "name")
 
 
@@ -118,15 +129,101 @@ class _Sums:
         return found
 
 
-Reader = Callable[[Sequence[int], int, int, bool], np.ndarray]
-"""Gives token ids (B, T) of some sequences, positions from and to (counted along the strand; N past the end), of the other
-strand or not."""
+Reader = Callable[[int, int, int, bool], np.ndarray]
+"""Gives token ids of a sequence, positions from and to (counted along the strand), of the other strand or not."""
+Put = Callable[[int, int, np.ndarray, bool], None]
+"""Takes rows (W, D) of a sequence from a row on, to average with what stands there or not."""
 
 
-def _batches(lengths: Sequence[int], piece: int) -> Iterator[list[int]]:
+@dataclass(frozen=True)
+class Sequences:
+    """What is embedded: places with names, and how to read them."""
+
+    places: Sequence[Named]
+    read: Reader
+    identity: str
+    """Differs where the bases do."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Bases of each."""
+        return [len(interval) for interval, _ in self.places]
+
+
+def of_genome(genome: GenomeStore, places: Sequence[Named]) -> Sequences:
+    """Read intervals of a genome; strand '-' is read as the reverse complement."""
+    flipped = {"+": "-", "-": "+"}
+
+    def read(number: int, start: int, end: int, other_strand: bool) -> np.ndarray:
+        place = places[number][0]
+        if other_strand:
+            place = Interval(place.contig, place.start, place.end, flipped[place.strand])
+        return read_piece(genome, place, start, end)
+
+    return Sequences(places, read, genome.manifest.bases_sha256)
+
+
+def of_tokens(tokens: Sequence[np.ndarray], names: Sequence[str], identity: str = "") -> Sequences:
+    """Read sequences of token ids (uint8) in memory."""
+
+    def read(number: int, start: int, end: int, other_strand: bool) -> np.ndarray:
+        whole = tokens[number]
+        if other_strand:  # position t of the other strand is the complement of position length - 1 - t
+            return reverse_complement_tokens(whole[len(whole) - end : len(whole) - start])
+        return whole[start:end]
+
+    places = [(Interval(name, 0, len(one), "+"), name) for one, name in zip(tokens, names, strict=True)]
+    return Sequences(places, read, identity)
+
+
+def read_csv(path: Path) -> Sequences:
+    """Read a table with a header: a column `sequence` (or seq), and perhaps `name` (or id); .csv or .tsv, plain or gzipped.
+
+    Raises:
+        InputError: A column is missing, or a row holds no letters of DNA; the message names file and line.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+    tokens, names = [], []
+    digest = hashlib.sha256()
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, delimiter=delimiter)
+            header = [column.strip().lower() for column in next(rows, [])]
+            where = [header.index(name) for name in SEQUENCE_COLUMNS if name in header]
+            if not where:
+                raise InputError(
+                    f"{path} has the columns {', '.join(header)[:200] or 'none'}; expected one named sequence"
+                )
+            named = [header.index(name) for name in NAME_COLUMNS if name in header]
+            for number, row in enumerate(rows, 2):
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise InputError(f"{path}, row {number}: {len(row)} columns, the header has {len(header)}")
+                letters = row[where[0]].strip()
+                try:
+                    one = tokens_of(letters).copy()
+                except ValueError as error:
+                    raise InputError(f"{path}, row {number}: {error}") from None
+                if not len(one):
+                    raise InputError(f"{path}, row {number}: the sequence is empty")
+                tokens.append(one)
+                names.append(row[named[0]] if named else f"row{number - 1}")
+                digest.update(one.tobytes() + b"\n" + names[-1].encode() + b"\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text; expected a table with a column named sequence") from error
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not tokens:
+        raise InputError(f"{path} holds no sequence")
+    return of_tokens(tokens, names, digest.hexdigest())
+
+
+def _batches(numbers: Sequence[int], lengths: Sequence[int], piece: int) -> Iterator[list[int]]:
     """Give numbers of sequences to read together: neighbours in length, at most a fifth of them padding."""
     some: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda n: lengths[n]):
+    for number in sorted(numbers, key=lambda n: lengths[n]):
         length = lengths[number]
         fits = len(some) < MOST_AT_ONCE and (len(some) + 1) * length <= piece
         if some and not (fits and length <= 1.25 * lengths[some[0]]):
@@ -137,47 +234,91 @@ def _batches(lengths: Sequence[int], piece: int) -> Iterator[list[int]]:
         yield some
 
 
-def _padded(pieces: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """Put tokens side by side, shorter ones filled with N on the right."""
-    tokens_BT = np.full((len(pieces), length), N, np.uint8)
-    for row, tokens in enumerate(pieces):
-        tokens_BT[row, : len(tokens)] = tokens
-    return tokens_BT
+def num_rows_of(config: EmbedConfig, length: int) -> int:
+    """Count the vectors of a sequence."""
+    return 1 if config.window is None else -(-length // config.window)
 
 
-@torch.no_grad()
-def _embed(
-    model: DnaMamba,
-    lengths: Sequence[int],
-    read: Reader,
-    config: EmbedConfig,
-    piece_bases: int | None,
-    on_bases: Callable[[int], None] | None,
-) -> list[np.ndarray]:
-    device = model.lm_head.weight.device
-    piece = piece_bases or PIECES[device.type]
-    layer = config.layer_of(model)
-    found: list[np.ndarray] = [np.zeros(0)] * len(lengths)
+class _Embedding:
+    """Reads sequences and hands on their rows."""
 
-    def vectors_of(numbers: Sequence[int], other_strand: bool) -> list[np.ndarray]:
-        longest = max(lengths[number] for number in numbers)
-        sums = _Sums(config, [lengths[number] for number in numbers], model.config.width, device)
+    def __init__(
+        self, model: DnaMamba, sequences: Sequences, config: EmbedConfig, piece_bases: int | None, put: Put,
+        on_bases: Callable[[int], None] | None,
+    ):  # fmt: skip
+        self.model, self.config, self.put, self.on_bases = model, config, put, on_bases
+        self.sequences, self.lengths = sequences, sequences.lengths
+        self.device = model.lm_head.weight.device
+        self.piece = piece_bases or PIECES[self.device.type]
+        self.layer = config.layer_of(model)
+
+    @torch.no_grad()
+    def read(self, numbers: Sequence[int]) -> None:
+        """Embed some sequences, those of like lengths together."""
+        for some in _batches(numbers, self.lengths, self.piece):
+            for other_strand in (False, True) if self.config.strands == "both" else (False,):
+                window = self.config.window
+                if len(some) == 1 and window is not None and window <= self.piece < self.lengths[some[0]]:
+                    self._in_windows(some[0], window, other_strand)
+                else:
+                    self._whole(some, other_strand)
+
+    def _vectors(self, numbers: Sequence[int], start: int, end: int, other_strand: bool, state: ModelState | None):
+        pieces = [
+            self.sequences.read(number, start, min(end, self.lengths[number]), other_strand)
+            if start < self.lengths[number]
+            else np.zeros(0, np.uint8)
+            for number in numbers
+        ]
+        tokens_BT = np.full((len(pieces), end - start), N, np.uint8)  # shorter ones are filled on the right
+        for row, tokens in enumerate(pieces):
+            tokens_BT[row, : len(tokens)] = tokens
+        vectors_BTD, state = self.model.backbone.vectors_of_layer(
+            torch.from_numpy(tokens_BT).to(self.device), self.layer, state
+        )
+        if self.on_bases:
+            self.on_bases(sum(len(tokens) for tokens in pieces))
+        return vectors_BTD, state
+
+    def _whole(self, numbers: Sequence[int], other_strand: bool) -> None:
+        """Hold what is kept of these sequences until they are read."""
+        lengths = [self.lengths[number] for number in numbers]
+        sums = _Sums(self.config, lengths, self.model.config.width, self.device)
         state: ModelState | None = None
-        for start in range(0, longest, piece):
-            tokens_BT = torch.from_numpy(read(numbers, start, min(start + piece, longest), other_strand)).to(device)
-            vectors_BTD, state = model.backbone.vectors_of_layer(tokens_BT, layer, state)
+        for start in range(0, max(lengths), self.piece):
+            end = min(start + self.piece, max(lengths))
+            vectors_BTD, state = self._vectors(numbers, start, end, other_strand, state)
             sums.add(vectors_BTD, start, other_strand)
-        return sums.vectors()
+        for number, vectors in zip(numbers, sums.vectors(), strict=True):
+            self.put(number, 0, np.atleast_2d(vectors), other_strand)
 
-    for some in _batches(lengths, piece):
-        vectors = vectors_of(some, False)
-        if config.strands == "both":
-            vectors = [(one + other) / 2 for one, other in zip(vectors, vectors_of(some, True), strict=True)]
-        for number, vector in zip(some, vectors, strict=True):
-            found[number] = vector.astype(np.float32)
-        if on_bases:
-            on_bases(sum(lengths[number] for number in some))
-    return found
+    def _in_windows(self, number: int, window: int, other_strand: bool) -> None:
+        """Hand on the windows of each piece; pieces end where windows do, on the other strand too."""
+        length, step = self.lengths[number], self.piece // window * window
+        first = length % step if other_strand else 0
+        bounds = sorted({0, first, *range(first, length, step), length})
+        state: ModelState | None = None
+        for start, end in itertools.pairwise(bounds):
+            vectors_BTD, state = self._vectors([number], start, end, other_strand, state)
+            sums = _Sums(self.config, [end - start], self.model.config.width, self.device)
+            sums.add(vectors_BTD, 0, other_strand)
+            at = (length - end if other_strand else start) // window
+            self.put(number, at, sums.vectors()[0], other_strand)
+
+
+def _embed(
+    model: DnaMamba, sequences: Sequences, config: EmbedConfig, piece_bases: int | None,
+    on_bases: Callable[[int], None] | None = None,
+) -> list[np.ndarray]:  # fmt: skip
+    lengths = sequences.lengths
+    found = [np.zeros((num_rows_of(config, length), model.config.width), np.float32) for length in lengths]
+
+    def put(number: int, first: int, rows: np.ndarray, average: bool) -> None:
+        place = found[number][first : first + len(rows)]
+        place[:] = (place + rows) / 2 if average else rows
+
+    _Embedding(model, sequences, config, piece_bases, put, on_bases).read(range(len(lengths)))
+    return [rows[0] for rows in found] if config.window is None else found
 
 
 def embed(
@@ -199,38 +340,19 @@ def embed(
         intervals: Places with names; strand '-' is read as the reverse complement.
         config: Which vectors.
         piece_bases: Positions computed at once; longer sequences are read in pieces with carried state.
-        on_bases: Called with bases that are done.
+        on_bases: Called with bases that were read.
 
     Raises:
         InputError: There is no such layer.
     """
-    flipped = {"+": "-", "-": "+"}
-
-    def read(numbers: Sequence[int], start: int, end: int, other_strand: bool) -> np.ndarray:
-        pieces = []
-        for number in numbers:
-            place = intervals[number][0]
-            if other_strand:
-                place = Interval(place.contig, place.start, place.end, flipped[place.strand])
-            last = min(end, len(place))
-            pieces.append(read_piece(genome, place, start, last) if last > start else np.zeros(0, np.uint8))
-        return _padded(pieces, end - start)
-
-    return _embed(model, [len(interval) for interval, _ in intervals], read, config, piece_bases, on_bases)
+    return _embed(model, of_genome(genome, intervals), config, piece_bases, on_bases)
 
 
 def embed_tokens(
     model: DnaMamba, sequences: Sequence[np.ndarray], config: EmbedConfig, *, piece_bases: int | None = None
 ) -> list[np.ndarray]:
     """Give the vectors of sequences of token ids (uint8), in their order; see `embed`."""
-
-    def read(numbers: Sequence[int], start: int, end: int, other_strand: bool) -> np.ndarray:
-        whole = [sequences[number] for number in numbers]
-        if other_strand:
-            whole = [reverse_complement_tokens(tokens) for tokens in whole]
-        return _padded([tokens[start:end] for tokens in whole], end - start)
-
-    return _embed(model, [len(tokens) for tokens in sequences], read, config, piece_bases, None)
+    return _embed(model, of_tokens(sequences, [""] * len(sequences)), config, piece_bases)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,18 +361,17 @@ class EmbedRunConfig:
 
     model: Path
     sequences: str
+    """FASTA, GenBank file or genome store; BED with `genome`; .csv or .tsv with a column named sequence."""
     out: Path
     genome: str | None = None
     window_bases: int | None = None
     embed: EmbedConfig = EmbedConfig()
     shard: tuple[int, int] = (1, 1)
-    """This one, from 1, of so many: shards take rows i, i + n, and so on."""
+    """This one, from 1, of so many; joined in order they are the one run, to the bit. One may be empty."""
     device: str = "auto"
     piece_bases: int | None = None
 
     def __post_init__(self) -> None:
-        if self.out.suffix not in FORMATS:
-            raise InputError(f"-o {self.out} must end in {', '.join(FORMATS)}: the ending says the format")
         if not 1 <= self.shard[0] <= self.shard[1] <= 10**6:
             raise InputError(f"--shard {self.shard[0]}/{self.shard[1]} is not i/n with i from 1 to n")
         if self.window_bases is not None and self.window_bases < 1:
@@ -265,7 +386,43 @@ class EmbedResult:
     num_rows: int
     width: int
     num_bases: int
+    resumed_bases: int
+    """Of these, what an earlier run had done."""
     seconds: float
+
+
+def parts_of(lengths: Sequence[int]) -> list[range]:
+    """Cut sequences, in their order, into parts of about `PART_BASES`; a longer sequence is a part of its own."""
+    parts, first, bases = [], 0, 0
+    for number, length in enumerate(lengths):
+        if number > first and (bases + length > PART_BASES or number - first == PART_SEQUENCES):
+            parts.append(range(first, number))
+            first, bases = number, 0
+        bases += length
+    return [*parts, range(first, len(lengths))] if lengths else parts
+
+
+def shard_of(parts: Sequence[range], lengths: Sequence[int], shard: tuple[int, int]) -> list[range]:
+    """Give the parts of a shard: neighbours, so that shards joined in order are the one run; about equal in bases."""
+    number, of = shard
+    total, before, mine = sum(lengths), 0, []
+    for part in parts:
+        bases = sum(lengths[n] for n in part)
+        if (2 * before + bases) * of // (2 * total) == number - 1:  # where its middle lies
+            mine.append(part)
+        before += bases
+    return mine
+
+
+def _open(config: EmbedRunConfig, on_progress: Progress | None, warn: Callable[[str], None] | None) -> Sequences:
+    if config.sequences.removesuffix(".gz").endswith((".csv", ".tsv")):
+        if config.genome is not None:
+            raise InputError(f"--genome goes with a BED file; {config.sequences} does not end in .bed")
+        table = read_csv(Path(config.sequences))
+        if config.window_bases is None:
+            return table
+        raise InputError("--window cuts records of FASTA and BED; for a table take --pool window:N")
+    return of_genome(*open_sequences(config.sequences, config.genome, config.window_bases, on_progress, warn))
 
 
 def run(
@@ -273,86 +430,122 @@ def run(
     *,
     on_progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
-    on_bases: Callable[[int], None] | None = None,
+    on_bases: Callable[[int, int], None] | None = None,
 ) -> EmbedResult:
     """Embed and write a file: a row a sequence, window or base, with contig, start, end, strand and name.
+
+    Vectors go to a hidden folder beside the output as they are made; a run that was killed goes on where it stopped.
+
+    Args:
+        config: What to do.
+        on_progress: Called while a FASTA is packed.
+        warn: Called with sentences that deserve attention.
+        on_bases: Called with bases read just now and bases to read in all.
 
     Raises:
         InputError: The model, the sequences, the layer or the output is at fault, or a library for the format is missing.
     """
     started = time.monotonic()
+    warn = warn or (lambda words: None)
     device = find_device(config.device)
-    _check_format(config.out)
+    check_format(config.out)
     model = load_language_model(config.model, device)
     config.embed.layer_of(model)
-    genome, intervals = open_sequences(config.sequences, config.genome, config.window_bases, on_progress, warn)
-    intervals = intervals[config.shard[0] - 1 :: config.shard[1]]
-    if not intervals:
-        raise InputError(f"--shard {config.shard[0]}/{config.shard[1]} has no sequence; take fewer shards")
-    vectors = embed(model, genome, intervals, config.embed, piece_bases=config.piece_bases, on_bases=on_bases)
-    rows, table = as_rows(intervals, vectors, config.embed)
-    with WholeFile(config.out) as path:
-        write_vectors(path, rows, table)
+    sequences = _open(config, on_progress, warn)
+    lengths = sequences.lengths
+    parts = shard_of(parts_of(lengths), lengths, config.shard)
+    numbers = range(parts[0].start, parts[-1].stop) if parts else range(0)
+    first_rows = np.concatenate(
+        [[0], np.cumsum([num_rows_of(config.embed, lengths[n]) for n in numbers], dtype=np.int64)]
+    )
+    plan = _plan(config, sequences, device)
+    vectors = UnfinishedVectors(config.out, plan, int(first_rows[-1]), model.config.width, warn)
+    try:
+        num_bases = sum(lengths[n] for n in numbers)
+        done = [part for number, part in enumerate(parts) if number in vectors.done]
+        resumed = sum(lengths[n] for part in done for n in part)
+        strands = 2 if config.embed.strands == "both" else 1
+        total = strands * (num_bases - resumed)
+
+        def put(number: int, first: int, rows: np.ndarray, average: bool) -> None:
+            vectors.write(int(first_rows[number - numbers.start]) + first, rows, average)
+
+        say = (lambda bases: on_bases(bases, total)) if on_bases else None
+        work = _Embedding(model, sequences, config.embed, config.piece_bases, put, say)
+        for number, part in enumerate(parts):
+            if number not in vectors.done:
+                work.read(part)
+                vectors.finish(number)
+        write_file(
+            vectors, lambda start, end: columns_of(sequences.places, config.embed, first_rows, numbers, start, end)
+        )
+    except (InputError, OSError):
+        vectors.clear()
+        raise
+    except BaseException:
+        vectors.close()
+        raise
+    vectors.clear()
     return EmbedResult(
-        out=config.out, num_rows=len(table), width=table.shape[1],
-        num_bases=sum(len(interval) for interval, _ in intervals), seconds=time.monotonic() - started,
+        out=config.out, num_rows=int(first_rows[-1]), width=model.config.width, num_bases=num_bases, resumed_bases=resumed,
+        seconds=time.monotonic() - started,
     )  # fmt: skip
 
 
-def as_rows(
-    intervals: Sequence[Named], vectors: Sequence[np.ndarray], config: EmbedConfig
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Give the columns that say which row is what, and all vectors (rows, D)."""
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for (interval, name), vector in zip(intervals, vectors, strict=True):
-        window = config.window
-        if window is None:
-            places = [(interval.start, interval.end)]
-        else:
-            offsets = [(start, min(start + window, len(interval))) for start in range(0, len(interval), window)]
-            if interval.strand == "-":
-                places = [(interval.end - end, interval.end - start) for start, end in offsets]
-            else:
-                places = [(interval.start + start, interval.start + end) for start, end in offsets]
-        assert len(places) == (1 if window is None else len(vector))
-        for start, end in places:
-            for key, value in zip(COLUMNS, (interval.contig, start, end, interval.strand, name), strict=True):
-                columns[key].append(value)
-    kinds = {"start": np.int64, "end": np.int64}
-    rows = {key: np.array(values, dtype=kinds.get(key, str)) for key, values in columns.items()}
-    return rows, np.concatenate([np.atleast_2d(vector) for vector in vectors])
+def _plan(config: EmbedRunConfig, sequences: Sequences, device: str) -> dict[str, object]:
+    """Say all that the vectors and their order depend on."""
+    digest = hashlib.sha256()
+    directory, _ = find_model(config.model)
+    for path in sorted(directory.iterdir()):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    places = hashlib.sha256()
+    for interval, name in sequences.places:
+        places.update(f"{interval.contig}\t{interval.start}\t{interval.end}\t{interval.strand}\t{name}\n".encode())
+    return {
+        "model": digest.hexdigest(), "bases": sequences.identity, "places": places.hexdigest(), "device": device,
+        "embed": dataclasses.asdict(config.embed), "shard": list(config.shard), "piece_bases": config.piece_bases,
+        "part": [PART_BASES, PART_SEQUENCES],
+    }  # fmt: skip
 
 
-def _check_format(out: Path) -> None:
-    needed = {".parquet": ("pandas", "pyarrow"), ".h5ad": ("anndata",), ".zarr": ("anndata", "zarr")}.get(
-        out.suffix, ()
-    )
-    from importlib.util import find_spec
+def columns_of(
+    places: Sequence[Named], config: EmbedConfig, first_rows: np.ndarray, numbers: range, start: int, end: int
+) -> dict[str, np.ndarray]:
+    """Say what rows start to end - 1 are.
 
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        raise InputError(f"-o {out} needs {' and '.join(missing)}; pip install 'dna-mamba[formats]', or write .npz")
-    if out.suffix == ".zarr" and out.exists():
-        raise InputError(f"-o {out} exists; choose another")
+    Args:
+        places: All sequences.
+        config: Which vectors.
+        first_rows: First row of each of `numbers`, and the number of rows.
+        numbers: Sequences that have rows here.
+        start: First row.
+        end: Row after the last.
 
+    Returns:
+        contig, start, end (0-based, end excluded), strand and name; windows of the reverse strand lie where they were read.
+    """
+    rows = np.arange(start, end)
+    which = np.searchsorted(first_rows, rows, side="right") - 1
+    used, row_in_used = np.unique(which, return_inverse=True)
+    some = [places[numbers.start + int(n)] for n in used]
+    lows = np.array([interval.start for interval, _ in some], np.int64)[row_in_used]
+    highs = np.array([interval.end for interval, _ in some], np.int64)[row_in_used]
+    reverse = np.array([interval.strand == "-" for interval, _ in some], bool)[row_in_used]
+    if config.window is not None:
+        offset = (rows - first_rows[which]) * config.window
+        until = np.minimum(offset + config.window, highs - lows)
+        lows, highs = (
+            np.where(reverse, highs - until, lows + offset), np.where(reverse, highs - offset, lows + until)
+        )  # fmt: skip
 
-def write_vectors(path: Path, rows: dict[str, np.ndarray], vectors: np.ndarray) -> None:
-    """Write rows and vectors in the format that the ending names."""
-    if path.suffix == ".npz":
-        with open(path, "wb") as file:
-            np.savez(file, embeddings=vectors, **rows)  # type: ignore[arg-type]
-        return
-    import pandas as pd
+    def words(values: list[str]) -> np.ndarray:
+        return np.array(values, dtype=str)[row_in_used]
 
-    if path.suffix == ".parquet":
-        names = [f"e{i}" for i in range(vectors.shape[1])]
-        pd.concat([pd.DataFrame(rows), pd.DataFrame(vectors, columns=names)], axis=1).to_parquet(path, index=False)
-        return
-    import anndata
-
-    table = anndata.AnnData(X=vectors, obs=pd.DataFrame(rows, index=[str(i) for i in range(len(vectors))]))
-    if path.suffix == ".h5ad":
-        table.write_h5ad(path)
-    else:
-        path.unlink()  # a zarr store is a directory
-        table.write_zarr(path)
+    return {
+        "contig": words([interval.contig for interval, _ in some]),
+        "start": lows,
+        "end": highs,
+        "strand": words([interval.strand for interval, _ in some]),
+        "name": words([name for _, name in some]),
+    }

@@ -16,7 +16,7 @@ from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.sequences import WholeFile, find_device, load_language_model, read_piece, write_table
-from dna_mamba.training.forks import Allele, score_alleles
+from dna_mamba.training.forks import Allele, AlleleScores, score_alleles
 
 FORMATS = (".vcf", ".vcf.gz", ".tsv", ".parquet")
 MAX_ALLELE_BASES = 1 << 20
@@ -27,7 +27,11 @@ MEANING = (
     "log P(ALT and the right flank | left context) - log P(REF and the right flank | left context), in nats over A C G T; the "
     "flank has the same bases and length in both"
 )
-COLUMNS = ("contig", "pos", "id", "ref", "alt", "DMLLR", "DMLEN", "DMSTATUS")
+DISTANCE_MEANING = (
+    "Euclidean distance between the mean vectors, after the final norm, of ALT and the right flank and of REF and the right "
+    "flank; same contexts as DMLLR"
+)
+COLUMNS = ("contig", "pos", "id", "ref", "alt")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +48,8 @@ class ScoreConfig:
     """Bases of right flank that are scored with each allele."""
     strands: str = "forward"
     """both averages with the score on the reverse complement, whose left context is what lies to the right."""
+    distance: bool = False
+    """Give the distance of embeddings (DMDIST) too; REF is then read with every allele."""
     skip_mismatches: bool = False
     """Give records whose REF is not in the genome the status ref_mismatch instead of stopping."""
     device: str = "auto"
@@ -83,6 +89,7 @@ class AltScore:
     status: str
     ratio: float | None
     length_difference: int | None
+    distance: float | None = None
 
 
 def run(
@@ -91,8 +98,16 @@ def run(
     say: Callable[[str], None] | None = None,
     on_progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    on_bases: Callable[[int, int], None] | None = None,
 ) -> ScoreResult:
     """Score every allele of a VCF and write a file, whole or not at all.
+
+    Args:
+        config: What to do.
+        say: Called with sentences for the user, the cost first.
+        on_progress: Called while a FASTA is packed.
+        warn: Called with sentences that deserve attention.
+        on_bases: Called with positions that were passed just now, and all to pass.
 
     Raises:
         InputError: The model, the VCF, the genome or the output is at fault, or a REF differs from the genome.
@@ -108,8 +123,9 @@ def run(
         say(f"{config.variants} has no record; the output has none either")
     say(_cost(config, file, genome, mismatched))
     scores = score_variants(
-        model, genome, file.variants, mismatched, left=config.left, right=config.right, strands=config.strands, say=say
-    )
+        model, genome, file.variants, mismatched, left=config.left, right=config.right, strands=config.strands,
+        distance=config.distance, on_bases=on_bases,
+    )  # fmt: skip
     _write(config, file, scores)
     counts: dict[str, int] = {}
     for some in scores:
@@ -166,7 +182,8 @@ def score_variants(
     left: int | None,
     right: int,
     strands: str = "forward",
-    say: Callable[[str], None] | None = None,
+    distance: bool = False,
+    on_bases: Callable[[int, int], None] | None = None,
 ) -> list[list[AltScore]]:
     """Score all alleles, in the order of the records; see `ScoreConfig`."""
     found: list[list[AltScore]] = []
@@ -183,42 +200,62 @@ def score_variants(
                 to_score.setdefault(variant.contig, []).append((number, len(some)))
             some.append(AltScore(alt, status or "scored", None, None))
         found.append(some)
+    passes = [(contig, strand) for contig in to_score for strand in ("+-" if strands == "both" else "+")]
+    reach = {}
+    for contig, strand in passes:
+        length = genome.contig(contig).length
+        starts = [variants[n].start for n, _ in to_score[contig]]
+        reach[contig, strand] = max(starts) if strand == "+" else length - min(starts)
     for contig, places in to_score.items():
-        if say:
-            say(f"{contig}: {len(places):,} alleles")
+        length = genome.contig(contig).length
         alleles = [
             Allele(variants[n].start, len(variants[n].ref), tokens_of(variants[n].alts[a]).copy()) for n, a in places
         ]
-        ratios = _score_contig(model, genome, contig, alleles, "+", left, right)
-        if strands == "both":
-            length = genome.contig(contig).length
-            flipped = [
-                Allele(length - a.start - a.ref_bases, a.ref_bases, reverse_complement_tokens(a.tokens))
-                for a in alleles
-            ]
-            ratios = (ratios + _score_contig(model, genome, contig, flipped, "-", left, right)) / 2
-        for (n, a), ratio in zip(places, ratios.tolist(), strict=True):
+        found_of_strand = []
+        for strand in (strand for name, strand in passes if name == contig):
+            if strand == "-":
+                alleles = [
+                    Allele(length - a.start - a.ref_bases, a.ref_bases, reverse_complement_tokens(a.tokens))
+                    for a in alleles
+                ]
+            progress = None if on_bases is None else _Progress(on_bases, reach[contig, strand], sum(reach.values()))
+            found_of_strand.append(
+                _score_contig(model, genome, contig, alleles, strand, left, right, distance, progress)
+            )
+        ratios = np.mean([one.ratios for one in found_of_strand], axis=0)
+        distances = [one.distances for one in found_of_strand if one.distances is not None]
+        mean_distances = np.mean(distances, axis=0).tolist() if distances else [None] * len(places)
+        for (n, a), ratio, far in zip(places, ratios.tolist(), mean_distances, strict=True):
             variant = variants[n]
-            found[n][a] = AltScore(variant.alts[a], "scored", ratio, len(variant.alts[a]) - len(variant.ref))
+            found[n][a] = AltScore(variant.alts[a], "scored", ratio, len(variant.alts[a]) - len(variant.ref), far)
     return found
 
 
+class _Progress:
+    """Turns positions reached into steps."""
+
+    def __init__(self, on_bases: Callable[[int, int], None], reach: int, total: int):
+        self.on_bases, self.reach, self.total, self.at = on_bases, reach, total, 0
+
+    def __call__(self, place: int) -> None:
+        """Take the position that the pass has reached."""
+        place = min(place, self.reach)
+        if place > self.at:
+            self.on_bases(place - self.at, self.total)
+            self.at = place
+
+
 def _score_contig(
-    model: DnaMamba,
-    genome: GenomeStore,
-    contig: str,
-    alleles: Sequence[Allele],
-    strand: str,
-    left: int | None,
-    right: int,
-) -> np.ndarray:
+    model: DnaMamba, genome: GenomeStore, contig: str, alleles: Sequence[Allele], strand: str, left: int | None, right: int,
+    distance: bool, on_bases: Callable[[int], None] | None,
+) -> AlleleScores:  # fmt: skip
     length = genome.contig(contig).length
     whole = Interval(contig, 0, length, strand)
 
     def read(start: int, end: int) -> np.ndarray:
         return read_piece(genome, whole, start, end) if end > start else np.zeros(0, np.uint8)
 
-    return score_alleles(model, read, length, alleles, left=left, right=right)
+    return score_alleles(model, read, length, alleles, left=left, right=right, distance=distance, on_bases=on_bases)
 
 
 def _write(config: ScoreConfig, file: VcfFile, scores: Sequence[Sequence[AltScore]]) -> None:
@@ -226,7 +263,7 @@ def _write(config: ScoreConfig, file: VcfFile, scores: Sequence[Sequence[AltScor
     left = "from the first base of the contig" if config.left is None else f"{config.left} bases"
     words = f"{MEANING}; left context {left}, right flank {config.right} bases, strands {config.strands}"
     if kind in (".vcf", ".vcf.gz"):
-        ours = {"DMLLR", "DMLEN", "DMSTATUS"}
+        ours = {"DMLLR", "DMLEN", "DMDIST", "DMSTATUS"}
         header = [line for line in file.header[:-1] if not any(line.startswith(f"##INFO=<ID={name},") for name in ours)]
         header += [
             info_line("DMLLR", "A", "Float", words),
@@ -237,10 +274,11 @@ def _write(config: ScoreConfig, file: VcfFile, scores: Sequence[Sequence[AltScor
                 "String",
                 "scored, or why not: star, symbolic, breakend, ambiguous, too_long, ref_mismatch",
             ),
+            *([info_line("DMDIST", "A", "Float", DISTANCE_MEANING)] if config.distance else []),
             file.header[-1],
         ]
         lines = [
-            with_info(variant, _fields(some)) if variant.alts else with_info(variant, [])
+            with_info(variant, _fields(some, config.distance)) if variant.alts else with_info(variant, [])
             for variant, some in zip(file.variants, scores, strict=True)
         ]
         text = "\n".join([*header, *lines]) + "\n"
@@ -260,27 +298,32 @@ def _write(config: ScoreConfig, file: VcfFile, scores: Sequence[Sequence[AltScor
             variant.columns[2],
             variant.ref,
             one.alt,
-            *(value for _, value in _fields([one])),
+            *(value for _, value in _fields([one], config.distance)),
         )
         for variant, some in zip(file.variants, scores, strict=True)
         for one in some
     ]
+    columns = (*COLUMNS, *(name for name, _ in _fields([], config.distance)))
     if kind == ".tsv":
-        write_table(config.out, COLUMNS, rows)
+        write_table(config.out, columns, rows)
         return
     import pandas as pd
 
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(columns))
     table = table.astype({"pos": "int64"})
-    for name in ("DMLLR", "DMLEN"):
+    for name in {"DMLLR", "DMLEN", "DMDIST"} & set(columns):
         table[name] = pd.to_numeric(table[name], errors="coerce")
     with WholeFile(config.out) as path:
         table.to_parquet(path, index=False)
 
 
-def _fields(some: Sequence[AltScore]) -> list[tuple[str, str]]:
+def _fields(some: Sequence[AltScore], distance: bool) -> list[tuple[str, str]]:
+    def numbers(values: list[float | None]) -> str:
+        return ",".join("." if value is None else f"{value:.9g}" for value in values)
+
     return [
-        ("DMLLR", ",".join("." if one.ratio is None else f"{one.ratio:.9g}" for one in some)),
+        ("DMLLR", numbers([one.ratio for one in some])),
         ("DMLEN", ",".join("." if one.length_difference is None else str(one.length_difference) for one in some)),
+        *([("DMDIST", numbers([one.distance for one in some]))] if distance else []),
         ("DMSTATUS", ",".join(one.status for one in some)),
     ]

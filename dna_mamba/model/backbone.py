@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dna_mamba.kernels.mamba_step import mamba_step, unfit
 from dna_mamba.kernels.rms_norm import rms_norm
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.mixers.mamba import MambaConfig, MambaMixer, MambaState
@@ -66,6 +67,34 @@ class Block(nn.Module):
         norm_BTD, residual_BTD = self.norm(y_BTD, residual_BTD, _matrix_dtype(y_BTD))
         y_BTD, state = self.mixer(norm_BTD, state)
         return y_BTD, residual_BTD, state
+
+    @property
+    def steps_at_once(self) -> bool:
+        """Whether one position passes through the whole block in few kernels, in full precision."""
+        E, N = self.mixer.A_log.shape
+        return not unfit(self.norm.weight.shape[0], E, N, self.mixer.conv1d.weight.shape[-1])
+
+    def step(self, residual_BD: Tensor, state: MambaState) -> None:
+        """Add what the block makes of one position to the stream; stream and state are changed in place."""
+        mixer = self.mixer
+        assert mixer.conv1d.bias is not None
+        mamba_step(
+            residual_BD,
+            self.norm.weight,
+            mixer.in_proj.weight,
+            mixer.conv1d.weight[:, 0],
+            mixer.conv1d.bias,
+            mixer.x_proj.weight,
+            mixer.dt_proj.weight,
+            mixer.dt_proj.bias,
+            mixer.A_log,
+            mixer.D,
+            mixer.out_proj.weight,
+            conv_state_BKE=state.conv_BKE,
+            scan_state_BEN=state.scan_BEN,
+            eps=self.norm.eps,
+            implementation=mixer.implementation,
+        )
 
 
 def _matrix_dtype(x: Tensor) -> torch.dtype | None:
@@ -126,14 +155,62 @@ class Backbone(nn.Module):
         return y_BTD if residual_BTD is None else y_BTD + residual_BTD, new_state
 
     @torch.no_grad()
+    def forward_with_states(
+        self, tokens_BT: Tensor, state: Sequence[MambaState] | None, segments_S: Tensor
+    ) -> tuple[Tensor, ModelState, ModelState]:
+        """Read one sequence as `forward` does, and give the states before positions 16 s too: what forks start from.
+
+        Args:
+            tokens_BT: Of one sequence, on a GPU.
+            state: Before its first base.
+            segments_S: Numbers s, int64.
+
+        Returns:
+            vectors_BTD, the state after the last base, and states of S sequences.
+        """
+        y_BTD, residual_BTD = self.embedding(tokens_BT.long()), None
+        new_state, states = [], []
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, Block)
+            norm_BTD, residual_BTD = layer.norm(y_BTD, residual_BTD, _matrix_dtype(y_BTD))
+            y_BTD, layer_state, layer_states = layer.mixer.forward_with_states(
+                norm_BTD, None if state is None else state[i], segments_S
+            )
+            new_state.append(layer_state)
+            states.append(layer_states)
+        return self.norm_f(y_BTD, residual_BTD)[0], new_state, states
+
+    @torch.no_grad()
     def step(self, tokens_B: Tensor, state: Sequence[MambaState]) -> Tensor:
         """Give the vector of one base a sequence; the state is changed in place."""
         y_BD, residual_BD = self.embedding(tokens_B.long()), None
+        if _matrix_dtype(y_BD) is None and y_BD.dtype == torch.float32:
+            self.advance(y_BD, state)
+            return self.norm_f(y_BD, None)[0]
         for layer, layer_state in zip(self.layers, state, strict=True):
             assert isinstance(layer, Block)
             norm_BD, residual_BD = layer.norm(y_BD, residual_BD, _matrix_dtype(y_BD))
             y_BD = layer.mixer.step(norm_BD, layer_state)
         return self.norm_f(y_BD, residual_BD)[0]
+
+    @torch.no_grad()
+    def advance(self, residual_BD: Tensor, state: Sequence[MambaState]) -> None:
+        """Take the residual stream of one position from the embedding to the final norm; all in place, float32.
+
+        Args:
+            residual_BD: Embeddings; holds the sum of what all layers add when this returns.
+            state: Of `new_state`.
+        """
+        y_BD, total_BD = residual_BD, None
+        for layer, layer_state in zip(self.layers, state, strict=True):
+            assert isinstance(layer, Block)
+            if layer.steps_at_once:
+                layer.step(residual_BD, layer_state)
+                continue
+            norm_BD, total_BD = layer.norm(y_BD, total_BD)
+            y_BD = layer.mixer.step(norm_BD, layer_state)
+        if total_BD is not None:
+            torch.add(total_BD, y_BD, out=residual_BD)
 
 
 class DnaMamba(nn.Module):
@@ -172,9 +249,12 @@ class DnaMamba(nn.Module):
             logits_BTV in float32 (the tied head runs outside autocast) and the state after the last base.
         """
         x_BTD, new_state = self.backbone(tokens_BT, state)
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            logits_BTV = F.linear(x_BTD, self.lm_head.weight)
-        return logits_BTV, new_state
+        return self.head(x_BTD), new_state
+
+    def head(self, x: Tensor) -> Tensor:
+        """Turn vectors (..., D) into scores of the next base (..., V)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, self.lm_head.weight)
 
     def new_state(self, num_sequences: int, dtype: torch.dtype = torch.float32) -> ModelState:
         """Give the state before the first base, for `step`; dtype is that of matrix products, bfloat16 under autocast."""
@@ -195,8 +275,8 @@ class DnaMamba(nn.Module):
             logits_BV in float32.
         """
         x_BD = self.backbone.step(tokens_B, state)
-        with torch.no_grad(), torch.autocast(x_BD.device.type, enabled=False):
-            return F.linear(x_BD, self.lm_head.weight)
+        with torch.no_grad():
+            return self.head(x_BD)
 
     def use_implementation(self, implementation: str) -> "DnaMamba":
         """Run the kernels of every layer with this implementation: 'auto', 'naive', 'cpu' or 'triton'."""

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dna_mamba.errors import InputError
+from dna_mamba.kernels.next_token import Sampling, next_token
 from dna_mamba.model.backbone import DnaMamba, ModelState
 
 A = 7
@@ -92,20 +92,6 @@ class SamplingConfig:
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p {self.top_p} must be above 0 and at most 1")
 
-    def probabilities(self, logits_B4: Tensor) -> Tensor:
-        """Give what bases are drawn with, from scores of A, C, G and T."""
-        if self.temperature < 1e-6:  # the limit; dividing by it would overflow
-            return F.one_hot(logits_B4.argmax(-1), 4).to(logits_B4.dtype)
-        probabilities_B4 = (logits_B4 / self.temperature).softmax(-1)
-        if self.top_k == 4 and self.top_p == 1:
-            return probabilities_B4
-        sorted_B4, order_B4 = probabilities_B4.sort(dim=-1, descending=True)
-        # a base stays if what is likelier than it has not reached top_p yet
-        keep_B4 = sorted_B4.cumsum(-1) - sorted_B4 < self.top_p
-        keep_B4 &= torch.arange(4, device=logits_B4.device) < self.top_k
-        kept_B4 = torch.zeros_like(probabilities_B4).scatter(-1, order_B4, sorted_B4 * keep_B4)
-        return kept_B4 / kept_B4.sum(-1, keepdim=True)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
@@ -117,27 +103,47 @@ class Generated:
     """Of what was drawn, given the prompt, in nats, at temperature 1 over all four bases (float64)."""
 
 
-class _Draw:
-    """One step: a base is drawn, its log-likelihood added, and the next one scored; all in place."""
+class Draw:
+    """One step: the last base is read, the next one drawn and kept, its log-likelihood added; all in place.
 
-    def __init__(self, model: DnaMamba, state: ModelState, logits_BV: Tensor, config: SamplingConfig, seed: int):
-        device = logits_BV.device
-        self.model, self.state, self.config = model, state, config
-        self.logits_BV = logits_BV.clone()
-        self.tokens_B = torch.zeros(len(logits_BV), dtype=torch.long, device=device)
-        self.sums_B = torch.zeros(len(logits_BV), dtype=torch.float64, device=device)
-        self.generator = torch.Generator(device).manual_seed(seed)
+    Args:
+        model: In float32.
+        state: Of `new_state`, after all bases of the prompt but the last; changed.
+        tokens_B: The last base of the prompt.
+        config: How to draw.
+        seed: Of the random numbers.
+    """
+
+    KEPT = 4096
+    """Steps whose bases are held; take them before they are overwritten."""
+
+    def __init__(self, model: DnaMamba, state: ModelState, tokens_B: Tensor, config: SamplingConfig, seed: int):
+        self.model, self.state = model, state
+        self.sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, seed=seed)
+        num_sequences, device = len(tokens_B), tokens_B.device
+        with torch.no_grad():
+            self.residual_BD = model.backbone.embedding(tokens_B.long()).contiguous()
+        self.sums_B = torch.zeros(num_sequences, dtype=torch.float64, device=device)
+        self.kept_SB = torch.zeros(self.KEPT, num_sequences, dtype=torch.uint8, device=device)
+        self.step_1 = torch.zeros(1, dtype=torch.long, device=device)
 
     @torch.no_grad()
     def __call__(self) -> None:
-        logits_B4 = self.logits_BV[:, ACGT].float()
-        probabilities_B4 = self.config.probabilities(logits_B4)
-        # the largest of p / Exponential(1) is a draw from p (as torch.multinomial has it, which a CUDA graph cannot hold)
-        noise_B4 = torch.empty_like(probabilities_B4).exponential_(generator=self.generator)
-        drawn_B = (probabilities_B4 / noise_B4.clamp_min(1e-30)).argmax(-1)
-        self.sums_B += logits_B4.log_softmax(-1).gather(-1, drawn_B[:, None])[:, 0].double()
-        self.tokens_B.copy_(drawn_B + A)
-        self.logits_BV.copy_(self.model.step(self.tokens_B, self.state))
+        """Draw the next base of each sequence."""
+        backbone = self.model.backbone
+        backbone.advance(self.residual_BD, self.state)
+        next_token(
+            self.residual_BD,
+            backbone.norm_f.weight,
+            self.model.lm_head.weight,
+            self.kept_SB,
+            self.sums_B,
+            self.step_1,
+            self.sampling,
+            first=A,
+            eps=backbone.norm_f.eps,
+            implementation=self.model.implementation,
+        )
 
 
 @torch.no_grad()
@@ -160,48 +166,46 @@ def generate(
         length: New bases of each sequence.
         num_sequences: Drawn independently.
         config: How; without it at temperature 1.
-        seed: The same seed on the same kind of device, with the same number of sequences, gives the same sequences.
+        seed: The same seed gives the same sequences: number k depends on the seed and k alone, not on how many are drawn,
+            and between devices rounding apart.
         piece_bases: Bases of the prompt that are read at once.
         on_bases: Called with the bases of each sequence that are done, now and then.
 
     Raises:
         InputError: The prompt is empty, or a number is not positive.
     """
-    config = config or SamplingConfig()
     if not len(prompt_T):
         raise InputError("the prompt is empty; give at least one base")
     if length < 1 or num_sequences < 1:
         raise InputError(f"{num_sequences} sequences of {length} bases were asked for; both must be at least 1")
     device = model.lm_head.weight.device
     state: ModelState | None = None
-    for start in range(0, len(prompt_T), piece_bases):
-        logits_BTV, state = model(prompt_T[None, start : start + piece_bases].to(device), state)
-    assert state is not None
+    for start in range(0, len(prompt_T) - 1, piece_bases):
+        piece_T = prompt_T[start : min(start + piece_bases, len(prompt_T) - 1)]
+        _, state = model(piece_T[None].to(device), state)
     own = model.new_state(num_sequences)
-    for mine, read in zip(own, state, strict=True):
+    for mine, read in zip(own, state or (), strict=state is not None):
         for tensor, value in zip(mine, read, strict=True):
             tensor.copy_(value.expand_as(tensor))
-    logits_BV = logits_BTV[:, -1].expand(num_sequences, -1)
-    draw = _Draw(model, own, logits_BV, config, seed)
-    step: Callable[[], None] = draw
-    if device.type == "cuda":
-        step = _captured(draw)
-    tokens_TB = torch.zeros(length, num_sequences, dtype=torch.uint8, device=device)
-    for t in range(length):
-        step()
-        tokens_TB[t] = draw.tokens_B
-        if on_bases and (t + 1) % 4096 == 0:
-            on_bases(t + 1)
-    return Generated(tokens_BT=tokens_TB.T.contiguous().cpu(), log_likelihoods_B=draw.sums_B.cpu())
+    draw = Draw(model, own, prompt_T[-1:].to(device).expand(num_sequences), config or SamplingConfig(), seed)
+    step = captured(draw) if device.type == "cuda" else draw
+    tokens_BT = torch.zeros(num_sequences, length, dtype=torch.uint8)
+    for start in range(0, length, Draw.KEPT):
+        stop = min(start + Draw.KEPT, length)
+        for _ in range(start, stop):
+            step()
+        tokens_BT[:, start:stop] = draw.kept_SB[: stop - start].T.cpu()
+        if on_bases:
+            on_bases(stop)
+    return Generated(tokens_BT=tokens_BT, log_likelihoods_B=draw.sums_B.cpu())
 
 
-def _captured(draw: _Draw) -> Callable[[], None]:
-    """Capture a step as a CUDA graph; the draw is as it was before."""
-    kept = [[tensor.clone() for tensor in layer] for layer in draw.state]
-    logits_BV, seed_state = draw.logits_BV.clone(), draw.generator.get_state()
+def captured(draw: Draw) -> Callable[[], None]:
+    """Capture a step as a CUDA graph, drawing included; the draw is as it was before."""
+    changed = [draw.residual_BD, draw.sums_B, draw.step_1, *(tensor for layer in draw.state for tensor in layer)]
+    before = [tensor.clone() for tensor in changed]
     graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(draw.generator)
-    with torch.cuda.device(draw.logits_BV.device):
+    with torch.cuda.device(draw.residual_BD.device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -209,10 +213,6 @@ def _captured(draw: _Draw) -> Callable[[], None]:
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(graph):
             draw()
-    for layer, before in zip(draw.state, kept, strict=True):
-        for tensor, value in zip(layer, before, strict=True):
-            tensor.copy_(value)
-    draw.logits_BV.copy_(logits_BV)
-    draw.sums_B.zero_()
-    draw.generator.set_state(seed_state)
+    for tensor, value in zip(changed, before, strict=True):
+        tensor.copy_(value)
     return graph.replay

@@ -1,12 +1,14 @@
-# Shapes: B alleles, T positions, V vocabulary
+# Shapes: B rows, T positions, D model width, V vocabulary, S segments
 """Log-likelihood ratios of alleles: one pass along a sequence with a carried state, forked where an allele differs.
 
 The score of an allele is log P(alt and the right flank | left context) - log P(ref and the right flank | left context), in
 nats over A, C, G and T. Bases that are none of these add nothing. The left context is all that was read before, or the last
 `left` bases. The reference side is summed from what the pass says anyway, so an allele costs its own bases and its flank.
+On a GPU the pass goes on in large pieces: the scan gives the states inside them, and a fork begins at most 16 bases early.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +16,21 @@ import torch
 from torch import Tensor
 
 from dna_mamba.data.vocabulary import N
+from dna_mamba.kernels.mamba_inner import SEGMENT
+from dna_mamba.kernels.selective_scan import STATES_AT_ONCE
 from dna_mamba.model.backbone import DnaMamba, ModelState
 from dna_mamba.model.mixers.mamba import MambaState
-from dna_mamba.training.metrics import acgt_losses, losses_in_pieces
+from dna_mamba.training.metrics import acgt_losses
 
 Read = Callable[[int, int], np.ndarray]
 """Gives the token ids of positions from (included) to (excluded)."""
 BATCH_BASES = {"cpu": 2**14, "cuda": 2**19}
-MOST_FORKS = 1024
+MOST_FORKS = 4096
 PIECES = {"cpu": 2**14, "cuda": 2**18}
 N_PIECE = 4096
 """Pieces of this length are looked at for a run of one token that no longer changes the state."""
+MOST_STATE_BYTES = 1 << 32
+"""States that wait for their forks on a GPU; a piece of the pass ends before they are more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,54 +44,188 @@ class Allele:
     """Token ids of the alternate, uint8, at least one."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlleleScores:
+    """One number an allele, float64."""
+
+    ratios: np.ndarray
+    """Log-likelihood ratio in nats."""
+    distances: np.ndarray | None
+    """Euclidean distance between the mean vectors (after the final norm) of allele and flank, ALT against REF."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """A sequence to read from a state on."""
+
+    tokens: np.ndarray
+    context: int
+    """First positions that are read and not counted."""
+    state: int
+    """Row of the states."""
+
+
 def _join(states: Sequence[ModelState]) -> ModelState:
     return [
         MambaState(*(torch.cat(parts) for parts in zip(*layer, strict=True))) for layer in zip(*states, strict=True)
     ]
 
 
-class _Forks:
-    """Alleles that wait to be read together, with the state and the scores before each."""
+def _rows_of(state: ModelState, rows: Tensor) -> ModelState:
+    return [MambaState(*(tensor[rows] for tensor in layer)) for layer in state]
 
-    def __init__(self, model: DnaMamba, read: Read, length: int, right: int, found: np.ndarray):
-        self.model, self.read, self.length, self.right, self.found = model, read, length, right, found
+
+def _read_rows(
+    model: DnaMamba, rows: Sequence[_Row], state: ModelState, logits_SV: Tensor | None, means: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sum log P over what stands behind each row's context.
+
+    Args:
+        model: On its device.
+        rows: Of any lengths; padded on the right, which changes nothing before it.
+        state: Before each row, through `_Row.state`.
+        logits_SV: Scores of the base after each state, for rows without context; none counts from the second base on.
+        means: Give the mean vector of what is counted, too.
+
+    Returns:
+        Nats (B,) and the means (B, D), float64.
+    """
+    device = model.lm_head.weight.device
+    longest = max(len(row.tokens) for row in rows)
+    padded = np.full((len(rows), longest), N, np.uint8)
+    for number, row in enumerate(rows):
+        padded[number, : len(row.tokens)] = row.tokens
+    tokens_BT = torch.from_numpy(padded).to(device)
+    context_B1 = torch.tensor([row.context for row in rows], device=device)[:, None]
+    length_B1 = torch.tensor([len(row.tokens) for row in rows], device=device)[:, None]
+    which_B = torch.tensor([row.state for row in rows], device=device)
+    state = _rows_of(state, which_B)
+    sums_B = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    if logits_SV is not None:
+        first_B = acgt_losses(logits_SV[which_B][:, None], tokens_BT[:, :1])[:, 0].double()
+        sums_B -= torch.where(context_B1[:, 0] == 0, first_B, 0.0)
+    totals_BD = torch.zeros(len(rows), model.config.width, dtype=torch.float64, device=device) if means else None
+    piece = max(1, BATCH_BASES[device.type] // len(rows))
+    for start in range(0, longest, piece):
+        end = min(start + piece, longest)
+        vectors_BTD, state = model.backbone(tokens_BT[:, start:end], state)
+        places_T = torch.arange(start, end, device=device)
+        if totals_BD is not None:
+            counted_BT = (places_T >= context_B1) & (places_T < length_B1)
+            totals_BD += torch.einsum("btd,bt->bd", vectors_BTD.float(), counted_BT.float()).double()
+        last = min(end, longest - 1)
+        if last > start:
+            losses_BT = acgt_losses(model.head(vectors_BTD[:, : last - start]), tokens_BT[:, start + 1 : last + 1])
+            counted_BT = places_T[: last - start] + 1 >= context_B1
+            sums_B -= torch.where(counted_BT, losses_BT, 0.0).double().sum(1)
+    return sums_B, None if totals_BD is None else totals_BD / (length_B1 - context_B1)
+
+
+def _in_batches(rows: Sequence[tuple[int, _Row]], device: str) -> Iterator[list[tuple[int, _Row]]]:
+    """Give rows with their numbers, so many that padded they fit a batch."""
+    some: list[tuple[int, _Row]] = []
+    longest = 0
+    for number, row in rows:
+        longest = max(longest, len(row.tokens))
+        if some and ((len(some) + 1) * longest > BATCH_BASES[device] or len(some) >= MOST_FORKS):
+            yield some
+            some, longest = [], len(row.tokens)
+        some.append((number, row))
+    if some:
+        yield some
+
+
+class _Scores:
+    """What is known of each allele so far."""
+
+    def __init__(self, model: DnaMamba, read: Read, length: int, alleles: Sequence[Allele], right: int, distance: bool):
+        self.model, self.read, self.length, self.alleles, self.right = model, read, length, alleles, right
+        self.ratios = np.zeros(len(alleles))
+        self.distances = np.zeros(len(alleles)) if distance else None
         self.device = model.lm_head.weight.device
-        self.waiting: list[tuple[int, np.ndarray, ModelState, Tensor | None]] = []
-        self.longest = 0
 
-    def add(self, number: int, allele: Allele, state: ModelState | None, logits_1V: Tensor | None) -> None:
-        end = allele.start + allele.ref_bases
-        flank = self.read(end, min(end + self.right, self.length))
-        tokens = np.concatenate([allele.tokens, flank])
-        if state is None:
-            state = self.model.new_state(1)
-        longest = max(self.longest, len(tokens))
-        if self.waiting and (
-            (len(self.waiting) + 1) * longest > BATCH_BASES[self.device.type] or len(self.waiting) >= MOST_FORKS
-        ):
-            self.flush()
-            longest = len(tokens)
-        self.waiting.append((number, tokens, state, logits_1V))
-        self.longest = longest
+    def ends_at(self, number: int) -> int:
+        """Give where the flank of an allele ends."""
+        allele = self.alleles[number]
+        return min(allele.start + allele.ref_bases + self.right, self.length)
 
-    def flush(self) -> None:
-        if not self.waiting:
-            return
-        padded = np.full((len(self.waiting), self.longest), N, np.uint8)  # what stands behind the end changes nothing
-        for row, (_, tokens, _, _) in enumerate(self.waiting):
-            padded[row, : len(tokens)] = tokens
-        tokens_BT = torch.from_numpy(padded).to(self.device)
-        sums_B = torch.zeros(len(self.waiting), dtype=torch.float64, device=self.device)
-        state: ModelState = _join([state for _, _, state, _ in self.waiting])
-        for row, (_, _, _, logits_1V) in enumerate(self.waiting):
-            if logits_1V is not None:
-                sums_B[row] -= acgt_losses(logits_1V[None], tokens_BT[row : row + 1, :1])[0, 0].double()
-        piece = max(1, BATCH_BASES[self.device.type] // len(self.waiting))
-        for losses_BT in losses_in_pieces(self.model, tokens_BT, piece, state):
-            sums_B -= losses_BT.double().sum(1)
-        for (number, *_), value in zip(self.waiting, sums_B.tolist(), strict=True):
-            self.found[number] += value
-        self.waiting, self.longest = [], 0
+    def _near(self, start: int, end: int) -> Read:
+        """Read a stretch once, if it is not far longer than a piece, and give what reads from it."""
+        if end - start > 4 * PIECES["cuda"]:
+            return lambda a, b: self.read(a, b) if b > a else np.zeros(0, np.uint8)
+        tokens = self.read(start, end)
+        return lambda a, b: tokens[a - start : b - start]
+
+    def read_forks(
+        self, forks: Sequence[tuple[int, int]], state: ModelState, logits_SV: Tensor | None, begin: Sequence[int],
+        *, reference: bool,
+    ) -> None:  # fmt: skip
+        """Read alleles from the states before them; with `reference`, take off what REF says from the same states.
+
+        Args:
+            forks: Number of the allele and row of its state.
+            state: States.
+            logits_SV: Scores of the base after each state.
+            begin: Position that each state stands before; the allele's own or earlier.
+            reference: Otherwise REF is summed elsewhere.
+        """
+        rows: list[tuple[int, _Row]] = []
+        of_reference: dict[tuple[int, int], int] = {}
+        read = self._near(min(begin), max(self.ends_at(number) for number, _ in forks))
+        for number, row in forks:
+            allele, end = self.alleles[number], self.ends_at(number)
+            after = allele.start + allele.ref_bases
+            context, flank = read(begin[row], allele.start), read(after, end)
+            rows.append((number, _Row(np.concatenate([context, allele.tokens, flank]), len(context), row)))
+            place = (allele.start, allele.ref_bases)
+            if (reference or self.distances is not None) and place not in of_reference:
+                of_reference[place] = -1 - len(of_reference)
+                rows.append((of_reference[place], _Row(read(begin[row], end), len(context), row)))
+        found = [
+            (some, *_read_rows(self.model, [row for _, row in some], state, logits_SV, self.distances is not None))
+            for some in _in_batches(rows, self.device.type)
+        ]
+        sums: dict[int, float] = {}
+        means: dict[int, Tensor] = {}
+        for some, sums_B, vectors_BD in found:  # all are under way on the GPU before the first is waited for
+            sums.update(zip((number for number, _ in some), sums_B.tolist(), strict=True))
+            if vectors_BD is not None:
+                means.update(zip((number for number, _ in some), vectors_BD, strict=True))
+        for number, _ in forks:
+            allele = self.alleles[number]
+            opposite = of_reference.get((allele.start, allele.ref_bases))
+            self.ratios[number] += sums[number]
+            if reference and opposite is not None:
+                self.ratios[number] -= sums[opposite]
+            if self.distances is not None and opposite is not None:
+                self.distances[number] = float((means[number] - means[opposite]).norm())
+
+
+class _LogP:
+    """Log P of every base that was read, as far back as it is still asked for."""
+
+    def __init__(self) -> None:
+        self.parts: deque[tuple[int, np.ndarray]] = deque()
+        self.at = 0
+
+    def add(self, values: np.ndarray) -> None:
+        """Append those of the next bases."""
+        self.parts.append((self.at, np.concatenate([[0.0], np.cumsum(values)])))
+        self.at += len(values)
+
+    def between(self, start: int, end: int) -> float:
+        """Sum over positions start to end - 1."""
+        total = 0.0
+        for first, sums in self.parts:
+            low, high = max(start, first) - first, min(end, first + len(sums) - 1) - first
+            if low < high:
+                total += float(sums[high] - sums[low])
+        return total
+
+    def forget(self, before: int) -> None:
+        """Let go of what lies wholly before a position."""
+        while self.parts and self.parts[0][0] + len(self.parts[0][1]) - 1 <= before:
+            self.parts.popleft()
 
 
 @torch.no_grad()
@@ -97,8 +237,9 @@ def score_alleles(
     *,
     left: int | None,
     right: int,
+    distance: bool = False,
     on_bases: Callable[[int], None] | None = None,
-) -> np.ndarray:
+) -> AlleleScores:
     """Score alleles of one sequence, in any order.
 
     Args:
@@ -108,58 +249,138 @@ def score_alleles(
         alleles: What to score.
         left: Bases of left context; none reads from the first base of the sequence, once for all alleles.
         right: Bases of right flank, fewer at the end of the sequence; the same in both alleles.
-        on_bases: Called with bases of the sequence that were passed.
-
-    Returns:
-        Nats, float64, in the order of the alleles.
+        distance: Give distances of embeddings too, for which REF is read again with each allele.
+        on_bases: Called with the position that the pass has reached.
     """
-    found = np.zeros(len(alleles))
+    scores = _Scores(model, read, length, alleles, right, distance)
     order = sorted(range(len(alleles)), key=lambda n: alleles[n].start)
-    forks = _Forks(model, read, length, right, found)
     if left is not None:
-        for number in order:
-            allele = alleles[number]
-            context = read(max(0, allele.start - left), allele.start)
-            state, logits_1V = _context(model, context)
-            reference = Allele(allele.start, allele.ref_bases, read(allele.start, allele.start + allele.ref_bases))
-            minus = _Forks(model, read, length, right, np.zeros(1))
-            minus.add(0, reference, state, logits_1V)
-            minus.flush()
-            found[number] -= minus.found[0]
-            forks.add(number, allele, state, logits_1V)
-            if on_bases:
-                on_bases(len(context))
-        forks.flush()
-        return found
-    last = max((min(a.start + a.ref_bases + right, length) for a in alleles), default=0)
-    walk = _Walk(model, read, on_bases)
-    sums = walk.sums
+        _with_short_context(scores, order, left, on_bases)
+    elif order:
+        walk = _Walk(model, read, on_bases)
+        through = _through_states if _gives_states(model) else _through_stops
+        pending: deque[int] = deque()
+
+        def settle() -> None:
+            # flanks end in another order than alleles begin; the first to begin holds what is kept
+            while pending and scores.ends_at(pending[0]) <= walk.log_p.at:
+                number = pending.popleft()
+                scores.ratios[number] -= walk.log_p.between(alleles[number].start, scores.ends_at(number))
+            walk.log_p.forget(alleles[pending[0]].start if pending else walk.log_p.at)
+
+        through(scores, walk, order, pending, settle)
+        walk.to(max(scores.ends_at(number) for number in order))
+        settle()
+    return AlleleScores(ratios=scores.ratios, distances=scores.distances)
+
+
+def _gives_states(model: DnaMamba) -> bool:
+    """Say whether the kernels give the states inside a piece."""
+    return model.implementation == "triton" and all(
+        layer.mixer.num_states <= STATES_AT_ONCE for layer in model.backbone.layers
+    )
+
+
+def _with_short_context(
+    scores: _Scores, order: Sequence[int], left: int, on_bases: Callable[[int], None] | None
+) -> None:
+    """Read the context of each place by itself, several at once, then fork both alleles after it."""
+    model, device = scores.model, scores.device
+    places: dict[int, list[int]] = {}
     for number in order:
-        walk.to(alleles[number].start)
-        forks.add(number, alleles[number], walk.state, walk.logits_1V)
-    walk.to(last)
-    forks.flush()
-    cumulative = np.concatenate([[0.0], np.cumsum(np.concatenate(sums) if sums else np.zeros(0))])
-    for number, allele in enumerate(alleles):
-        end = min(allele.start + allele.ref_bases + right, length)
-        found[number] -= cumulative[end] - cumulative[allele.start]
-    return found
+        places.setdefault(scores.alleles[number].start, []).append(number)
+    starts = list(places)
+    at = 0
+    while at < len(starts):
+        size = min(left, starts[at])
+        many = min(256, max(1, BATCH_BASES[device.type] // max(1, size)))
+        some = [start for start in starts[at : at + many] if min(left, start) == size]
+        at += len(some)
+        state, logits_SV = model.new_state(len(some)), None
+        if size:
+            tokens_BT = torch.from_numpy(np.stack([scores.read(start - size, start) for start in some])).to(device)
+            piece = max(1, BATCH_BASES[device.type] // len(some))
+            for first in range(0, size, piece):
+                vectors_BTD, state = model.backbone(tokens_BT[:, first : first + piece], state)
+            logits_SV = model.head(vectors_BTD[:, -1])
+        forks = [(number, row) for row, start in enumerate(some) for number in places[start]]
+        scores.read_forks(forks, state, logits_SV, some, reference=True)
+        if on_bases:
+            on_bases(some[-1])
 
 
-def _context(model: DnaMamba, tokens: np.ndarray) -> tuple[ModelState | None, Tensor | None]:
-    """Give the state after a context and the scores of the base after it."""
-    device = model.lm_head.weight.device
-    state: ModelState | None = None
-    logits_1V: Tensor | None = None
-    for start in range(0, len(tokens), PIECES[device.type]):
-        tokens_BT = torch.from_numpy(tokens[start : start + PIECES[device.type]]).to(device)[None]
-        logits_BTV, state = model(tokens_BT, state)
-        logits_1V = logits_BTV[0, -1:].clone()  # a view would keep all of it
-    return state, logits_1V
+def _through_stops(
+    scores: _Scores, walk: "_Walk", order: Sequence[int], pending: deque[int], settle: Callable[[], None]
+) -> None:
+    """Stop the pass before each allele, and read those that wait together."""
+    waiting: list[tuple[int, ModelState, Tensor | None]] = []
+    longest = 0
+
+    def flush() -> None:
+        if waiting:
+            state = _join([state for _, state, _ in waiting])
+            logits = [logits_1V for _, _, logits_1V in waiting]
+            begin = [scores.alleles[number].start for number, _, _ in waiting]
+            forks = [(number, row) for row, (number, _, _) in enumerate(waiting)]
+            # only the first base of all has no scores, and it waits alone
+            logits_SV = None if logits[0] is None else torch.cat([one for one in logits if one is not None])
+            scores.read_forks(forks, state, logits_SV, begin, reference=False)
+        waiting.clear()
+        settle()
+
+    for number in order:
+        allele = scores.alleles[number]
+        walk.to(allele.start)
+        size = scores.ends_at(number) - allele.start - allele.ref_bases + len(allele.tokens)
+        longest = max(longest, size)
+        full = (len(waiting) + 1) * longest > BATCH_BASES[scores.device.type] or len(waiting) >= MOST_FORKS
+        if waiting and (full or (waiting[0][2] is None) != (walk.logits_1V is None)):
+            flush()
+            longest = size
+        pending.append(number)
+        waiting.append((number, walk.state or scores.model.new_state(1), walk.logits_1V))
+    flush()
+
+
+def _through_states(
+    scores: _Scores, walk: "_Walk", order: Sequence[int], pending: deque[int], settle: Callable[[], None]
+) -> None:
+    """Let the pass go on in large pieces that give the states before segments, and fork inside them."""
+    model, alleles, device = scores.model, scores.alleles, scores.device
+    bytes_of_one = sum(tensor.numel() * tensor.element_size() for layer in model.new_state(1) for tensor in layer)
+    most = max(1, MOST_STATE_BYTES // bytes_of_one)
+    at = 0
+    while at < len(order) and alleles[order[at]].start == 0:
+        at += 1
+    if at:
+        pending.extend(order[:at])
+        scores.read_forks([(number, 0) for number in order[:at]], model.new_state(1), None, [0], reference=False)
+    while at < len(order):
+        first = walk.at
+        end = first + PIECES[device.type]
+        stop = at
+        segments: list[int] = []
+        rows: list[int] = []
+        while stop < len(order) and alleles[order[stop]].start <= end:
+            segment = (alleles[order[stop]].start - first - 1) // SEGMENT  # at least one base is read before the allele
+            if not segments or segments[-1] != segment:
+                if len(segments) == most:
+                    end = alleles[order[stop]].start - 1
+                    break
+                segments.append(segment)
+            rows.append(len(segments) - 1)
+            stop += 1
+        states = walk.piece(min(end, scores.length), segments)
+        pending.extend(order[at:stop])
+        if states is not None:
+            forks = list(zip(order[at:stop], rows, strict=True))
+            scores.read_forks(forks, states, None, [first + s * SEGMENT for s in segments], reference=False)
+        at = stop
+        settle()
 
 
 class _Walk:
-    """The pass along the sequence: state and scores at a place, and log P of every base before it."""
+    """The pass along the sequence: state and scores at a place, and log P of the bases before it."""
 
     def __init__(self, model: DnaMamba, read: Read, on_bases: Callable[[int], None] | None):
         self.model, self.read, self.on_bases = model, read, on_bases
@@ -167,7 +388,19 @@ class _Walk:
         self.at = 0
         self.state: ModelState | None = None
         self.logits_1V: Tensor | None = None
-        self.sums: list[np.ndarray] = []
+        self.log_p = _LogP()
+
+    def piece(self, end: int, segments: Sequence[int]) -> ModelState | None:
+        """Read up to a place at once, and give the states before segments of it, if any are asked for."""
+        tokens = self.read(self.at, end)
+        if not segments:
+            self._read(tokens)
+            return None
+        segments_S = torch.tensor(segments, device=self.device)
+        tokens_BT = torch.from_numpy(tokens).to(self.device)[None]
+        vectors_BTD, self.state, states = self.model.backbone.forward_with_states(tokens_BT, self.state, segments_S)
+        self._note(tokens_BT, vectors_BTD)
+        return states
 
     def to(self, place: int) -> None:
         """Read up to a place, not the base there."""
@@ -189,27 +422,32 @@ class _Walk:
                 and _same(before, self.state)
             ):
                 self._skip(int(tokens[0]), place)
-            if self.on_bases:
-                self.on_bases(self.at)
 
     def _read(self, tokens: np.ndarray) -> None:
         tokens_BT = torch.from_numpy(tokens).to(self.device)[None]
-        logits_BTV, self.state = self.model(tokens_BT, self.state)
-        losses_T = torch.zeros(len(tokens), dtype=torch.float64, device=self.device)
+        vectors_BTD, self.state = self.model.backbone(tokens_BT, self.state)
+        self._note(tokens_BT, vectors_BTD)
+
+    def _note(self, tokens_BT: Tensor, vectors_BTD: Tensor) -> None:
+        """Keep what the vectors of a piece say about its bases and about the one after it."""
+        logits_BTV = self.model.head(vectors_BTD)
+        losses_T = torch.zeros(tokens_BT.shape[1], dtype=torch.float64, device=self.device)
         if self.logits_1V is not None:  # the first base of all has no predecessor
             losses_T[0] = acgt_losses(self.logits_1V[None], tokens_BT[:, :1])[0, 0].double()
-        if len(tokens) > 1:
+        if len(losses_T) > 1:
             losses_T[1:] = acgt_losses(logits_BTV[:, :-1], tokens_BT[:, 1:])[0].double()
-        self.sums.append(-losses_T.cpu().numpy())
+        self.log_p.add(-losses_T.cpu().numpy())
         self.logits_1V = logits_BTV[0, -1:].clone()  # a view would keep all of it
-        self.at += len(tokens)
+        self.at += len(losses_T)
+        if self.on_bases:
+            self.on_bases(self.at)
 
     def _skip(self, token: int, place: int) -> None:
         """Pass over more of a run of one token whose state has come to rest to the bit: each piece leaves it as it is."""
         if token != N:
             return  # bases of a homopolymer have likelihoods of their own to add
         while self.at + N_PIECE <= place and (self.read(self.at, self.at + N_PIECE) == token).all():
-            self.sums.append(np.zeros(N_PIECE))
+            self.log_p.add(np.zeros(N_PIECE))
             self.at += N_PIECE
 
 

@@ -1,6 +1,7 @@
 # Shapes: B sequences, T positions, E channels, F = 2 E, N states, K taps, R rank of delta, P = R + 2 N
 """The inside of a Mamba layer, between its two large projections."""
 
+import torch
 from torch import Tensor
 
 from dna_mamba.kernels.causal_conv1d import MAX_TAPS
@@ -9,6 +10,9 @@ from dna_mamba.kernels.selective_scan import MAX_STATES, STATES_AT_ONCE
 from dna_mamba.kernels.shapes import check_shapes
 
 from .naive import mamba_inner_naive
+
+SEGMENT = 16
+"""Positions between the states that `mamba_inner_states` can give."""
 
 
 def mamba_inner(
@@ -88,3 +92,49 @@ def mamba_inner(
 
         return mamba_inner_triton(xz_BTF, *weights, conv_state, scan_state)
     return mamba_inner_naive(xz_BTF, *weights, conv_state, scan_state, name)
+
+
+@torch.no_grad()
+def mamba_inner_states(
+    xz_BTF: Tensor,
+    conv_weight_EK: Tensor,
+    conv_bias_E: Tensor | None,
+    x_proj_PE: Tensor,
+    dt_proj_ER: Tensor,
+    dt_bias_E: Tensor,
+    A_EN: Tensor,
+    D_E: Tensor,
+    *,
+    segments_S: Tensor,
+    conv_state: Tensor | None = None,
+    scan_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Give what `mamba_inner` gives for one sequence, and the states before positions 16 s: the scan knows them anyway.
+
+    Args:
+        xz_BTF: One sequence (B is 1), as in `mamba_inner`; the other arguments likewise.
+        conv_weight_EK: See there.
+        conv_bias_E: See there.
+        x_proj_PE: See there.
+        dt_proj_ER: See there.
+        dt_bias_E: See there.
+        A_EN: See there; at most 16 states.
+        D_E: See there.
+        segments_S: Numbers s of segments of 16 positions, int64, each below T / 16.
+        conv_state: See there.
+        scan_state: See there.
+
+    Returns:
+        y_BTE and both states after the last position; then conv_SKE and scan_SEN, what enters each segment.
+
+    Raises:
+        ValueError: More than one sequence, too many states, or no GPU.
+    """
+    unfit = "" if A_EN.shape[1] <= STATES_AT_ONCE else f"{A_EN.shape[1]} states; {STATES_AT_ONCE} fit"
+    if xz_BTF.shape[0] != 1:
+        raise ValueError(f"xz holds {xz_BTF.shape[0]} sequences; the states of one can be given")
+    choose("triton", xz_BTF, unfit)
+    from .fused import mamba_inner_states_triton  # here, so that a machine without Triton never imports it
+
+    weights = (conv_weight_EK, conv_bias_E, x_proj_PE, dt_proj_ER, dt_bias_E, A_EN, D_E)
+    return mamba_inner_states_triton(xz_BTF, *weights, conv_state, scan_state, segments_S=segments_S)

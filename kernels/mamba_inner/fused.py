@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dna_mamba.kernels.causal_conv1d import last_inputs
 from dna_mamba.kernels.causal_conv1d.fused import conv_backward, conv_forward
-from dna_mamba.kernels.selective_scan.fused import as_rows, forward_shapes, scan_backward, scan_forward
+from dna_mamba.kernels.selective_scan.fused import SEGMENT, as_rows, forward_shapes, scan_backward, scan_forward
 
 
 def _in_given_dtypes(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
@@ -188,3 +188,23 @@ def mamba_inner_triton(
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     y_BTE, last_BKE, final_BEN, *_ = _inner(*inputs, keep)
     return y_BTE, last_BKE, final_BEN
+
+
+def mamba_inner_states_triton(
+    xz_BTF: Tensor, *weights_and_states: Tensor | None, segments_S: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the operator for one sequence, keeping what enters segments, as the backward would; see `mamba_inner_states`."""
+    y_BTE, last_BKE, final_BEN, *rest = _inner(xz_BTF, *weights_and_states, True)
+    boundary_SNE = rest[-2][0]
+    scan_SEN = boundary_SNE[segments_S].transpose(1, 2).contiguous()
+    conv_state_BKE = weights_and_states[-2]
+    before_TE, num_before = xz_BTF[0].chunk(2, dim=-1)[0], last_BKE.shape[1]
+    places_SK = segments_S[:, None] * SEGMENT + torch.arange(-num_before, 0, device=segments_S.device)
+    conv_SKE = before_TE[places_SK.clamp(min=0)]
+    earlier_SK1 = (places_SK < 0)[..., None]
+    if conv_state_BKE is None:
+        conv_SKE = conv_SKE.masked_fill(earlier_SK1, 0.0)
+    else:
+        history_SKE = conv_state_BKE[0][(places_SK + num_before).clamp(max=num_before - 1)].to(conv_SKE.dtype)
+        conv_SKE = torch.where(earlier_SK1, history_SKE, conv_SKE)
+    return y_BTE, last_BKE, final_BEN, conv_SKE, scan_SEN

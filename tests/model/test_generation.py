@@ -8,6 +8,7 @@ import torch
 
 from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
+from dna_mamba.kernels.next_token import Sampling, probabilities
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.generation import SamplingConfig, generate
@@ -48,17 +49,20 @@ def test_bases_are_as_frequent_as_the_model_says(device):
         assert (counts - expected).abs().max() < 5 * math.sqrt(0.25 / 20_000)
 
 
+def chances(logits, **options):
+    sampling = Sampling(**options)
+    return probabilities(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.greedy)
+
+
 def test_filters_by_hand():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    assert SamplingConfig(top_k=2).probabilities(logits)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
-    assert SamplingConfig(top_p=0.6).probabilities(logits)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
-    assert SamplingConfig(top_p=0.5).probabilities(logits)[0].tolist() == pytest.approx([1, 0, 0, 0])
-    assert SamplingConfig(top_p=0.9, top_k=1).probabilities(logits)[0].tolist() == pytest.approx([1, 0, 0, 0])
-    assert SamplingConfig(temperature=0).probabilities(logits)[0].tolist() == [1, 0, 0, 0]
+    assert chances(logits, top_k=2)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert chances(logits, top_p=0.6)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert chances(logits, top_p=0.5)[0].tolist() == pytest.approx([1, 0, 0, 0])
+    assert chances(logits, top_p=0.9, top_k=1)[0].tolist() == pytest.approx([1, 0, 0, 0])
+    assert chances(logits, temperature=0)[0].tolist() == [1, 0, 0, 0]
     squared = torch.tensor([0.5, 0.3, 0.15, 0.05]) ** 2
-    assert SamplingConfig(temperature=0.5).probabilities(logits)[0].tolist() == pytest.approx(
-        (squared / squared.sum()).tolist()
-    )
+    assert chances(logits, temperature=0.5)[0].tolist() == pytest.approx((squared / squared.sum()).tolist())
 
 
 def test_the_same_seed_gives_the_same_sequence(device):
@@ -66,6 +70,8 @@ def test_the_same_seed_gives_the_same_sequence(device):
     prompt_T = torch.tensor([A], dtype=torch.uint8)
     one, two, other = (generate(model, prompt_T, 60, num_sequences=2, seed=seed).tokens_BT for seed in (7, 7, 8))
     assert torch.equal(one, two) and not torch.equal(one, other) and not torch.equal(one[0], one[1])
+    more = generate(model, prompt_T, 60, num_sequences=80, seed=7).tokens_BT  # 80 take another road through the kernels
+    assert torch.equal(more[:2], one) and len({tuple(row.tolist()) for row in more}) > 10
 
 
 def test_a_prompt_is_read_the_same_in_pieces(device):
@@ -111,6 +117,4 @@ def test_the_command_writes_fasta(write, tmp_path):
         bad = dna_mamba(*options, *more)
         assert bad.returncode == 2 and words in bad.stderr and len(bad.stderr.strip().splitlines()) == 1, bad.stderr
     assert read_prompt("ACGN").tolist() == [7, 8, 9, 11] and len(read_prompt("ACGT" * 100)) == 400
-    assert SamplingConfig(temperature=1e-40).probabilities(torch.tensor([[1.0, 3.0, 2.0, 0.0]])).tolist() == [
-        [0, 1, 0, 0]
-    ]
+    assert chances(torch.tensor([[1.0, 3.0, 2.0, 0.0]]), temperature=1e-40).tolist() == [[0, 1, 0, 0]]

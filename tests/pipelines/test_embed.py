@@ -1,11 +1,15 @@
 """Embeddings: the same vectors whatever the pieces, companions, shards and formats; rows keep their names."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -16,11 +20,13 @@ from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.embedder import Embedder
-from dna_mamba.errors import InputError
+from dna_mamba.errors import InputError, TerminatedError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import save_pretrained
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.pipelines.embed import EmbedConfig, as_rows, embed
+from dna_mamba.pipelines import embed as pipeline
+from dna_mamba.pipelines.embed import EmbedConfig, columns_of, embed
+from tests.conftest import ROOT
 
 LENGTHS = (5, 300, 41, 300, 1, 300, 41, 257)
 
@@ -105,7 +111,8 @@ def test_vectors_are_those_of_one_pass(model, genome, pool, layer):
 def test_rows_of_the_other_strand_lie_where_they_were_read(model, genome):
     config = EmbedConfig(pool="window:100")
     places = [(Interval("r1", 20, 270, strand), strand) for strand in "+-"]
-    rows, vectors = as_rows(places, embed(model, genome, places, config), config)
+    rows = columns_of(places, config, np.array([0, 3, 6]), range(2), 0, 6)
+    vectors = np.concatenate(embed(model, genome, places, config))
     assert rows["start"].tolist() == [20, 120, 220, 170, 70, 20] and rows["end"].tolist() == [
         120,
         220,
@@ -152,12 +159,128 @@ def test_every_format_holds_the_same_and_shards_join_to_the_whole(
         assert names == [f"r{i}" for i in range(8)] and starts == [0] * 8
         for i, n in enumerate(LENGTHS):
             assert np.allclose(vectors[i], by_hand(model, letters_of(n, i), 3, "mean"), atol=2e-5)
-    whole = read(tmp_path / "o.npz")[1]
-    for i in (1, 2, 3):
-        run("-o", tmp_path / f"s{i}.npz", "--shard", f"{i}/3")
-        names, vectors, _ = read(tmp_path / f"s{i}.npz")
-        assert names == [f"r{k}" for k in range(i - 1, 8, 3)] and np.allclose(vectors, whole[i - 1 :: 3], atol=1e-5)
+    monkeypatch.setattr(pipeline, "PART_BASES", 600)
+    whole = run("-o", tmp_path / "o.npz") and read(tmp_path / "o.npz")
+    for of in (1, 2, 3, 9):  # the last leaves shards without a sequence
+        shards = []
+        for i in range(1, of + 1):
+            run("-o", tmp_path / f"s{i}.npz", "--shard", f"{i}/{of}")
+            shards.append(read(tmp_path / f"s{i}.npz"))
+        assert [name for names, _, _ in shards for name in names] == whole[0]
+        assert np.array_equal(np.concatenate([vectors for _, vectors, _ in shards]), whole[1])  # to the bit
+    assert of > sum(len(names) > 0 for names, _, _ in shards) > 2
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_table_of_sequences_is_embedded(directory, model, write, tmp_path):
+    lines = [f"{name},{letters_of(n, n)},x" for name, n in (("one", 90), ("two", 30))]
+    for path, text in ((write("t.csv", "ID,Sequence,other\n" + "\n".join(lines) + "\n"), None),
+                       (write("t.tsv", "seq\n" + letters_of(90, 90) + "\n" + letters_of(30, 30) + "\n"), "row")):  # fmt: skip
+        pipeline.run(
+            pipeline.EmbedRunConfig(model=directory, sequences=str(path), out=tmp_path / "o.npz", device="cpu")
+        )
+        names, vectors, _ = read(tmp_path / "o.npz")
+        assert names == (["row1", "row2"] if text else ["one", "two"])
+        for row, n in zip(vectors, (90, 30), strict=True):
+            assert np.allclose(row, by_hand(model, letters_of(n, n), 3, "mean"), atol=2e-5)
+    for text, words in (
+        ("name,dna\na,ACGT\n", "columns name, dna; expected one named sequence"),
+        ("sequence\nACGT\nACXT\n", "row 3"), ("sequence\n\"\"\n", "row 2: the sequence is empty"),
+        ("sequence,name\nACGT\n", "row 2: 1 columns, the header has 2"), ("", "columns none"), ("sequence\n", "no sequence"),
+    ):  # fmt: skip
+        config = pipeline.EmbedRunConfig(
+            model=directory, sequences=str(write("bad.csv", text)), out=tmp_path / "bad.npz"
+        )
+        with pytest.raises(InputError, match=words):
+            pipeline.run(config)
+    assert not (tmp_path / "bad.npz").exists()
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+@pytest.mark.parametrize("options", [{"pool": "mean"}, {"pool": "window:50", "strands": "both"}], ids=str)
+def test_a_run_that_was_ended_goes_on_to_the_same_bytes(directory, fasta, tmp_path, monkeypatch, ending, options):
+    monkeypatch.setattr(pipeline, "PART_BASES", 300)
+
+    def config(name, **more):
+        embed_config = EmbedConfig(**options | more)
+        return pipeline.EmbedRunConfig(
+            model=directory, sequences=str(fasta), out=tmp_path / f"{name}.{ending}", device="cpu", embed=embed_config
+        )
+
+    whole = pipeline.run(config("whole"))
+    read_parts, original = [], pipeline._Embedding.read
+
+    def ends_at(number):
+        def read(self, numbers):
+            if len(read_parts) == number:
+                raise TerminatedError(15)
+            read_parts.append(numbers)
+            original(self, numbers)
+
+        return read
+
+    for number in (1, 3):
+        monkeypatch.setattr(pipeline._Embedding, "read", ends_at(number))
+        with pytest.raises(TerminatedError):
+            pipeline.run(config("cut"))
+        assert not config("cut").out.exists()
+    with open(tmp_path / f".cut.{ending}.unfinished" / "done", "ab") as file:
+        file.write(b"4")  # torn: no line end
+    monkeypatch.setattr(
+        pipeline._Embedding, "read", lambda self, numbers: (read_parts.append(numbers), original(self, numbers))
+    )
+    result = pipeline.run(config("cut"))
+    assert [n for part in read_parts for n in part] == list(range(8))  # nothing twice, nothing left out
+    assert 0 < result.resumed_bases < result.num_bases == whole.num_bases
+    assert config("cut").out.read_bytes() == config("whole").out.read_bytes()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    monkeypatch.setattr(pipeline._Embedding, "read", ends_at(len(read_parts) + 1))
+    with pytest.raises(TerminatedError):
+        pipeline.run(config("cut"))
+    monkeypatch.setattr(pipeline._Embedding, "read", original)
+    told = []
+    pipeline.run(config("cut", layer=1), warn=told.append)  # other vectors: none of the old are used
+    pipeline.run(config("fresh", layer=1))
+    assert config("cut").out.read_bytes() == config("fresh").out.read_bytes() and "starts anew" in told[0]
+
+
+def test_two_runs_at_one_output_do_not_mix(directory, fasta, tmp_path):
+    (tmp_path / ".o.npz.unfinished").mkdir()
+    with (
+        FileLock(tmp_path / ".o.npz.unfinished" / "lock"),
+        pytest.raises(InputError, match="another process is writing"),
+    ):
+        pipeline.run(
+            pipeline.EmbedRunConfig(model=directory, sequences=str(fasta), out=tmp_path / "o.npz", device="cpu")
+        )
+
+
+def test_a_disk_too_small_is_told_before_the_work(directory, fasta, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"8 vectors of 16 take 0\.00 GiB while they are written, 0\.00 are free"):
+        pipeline.run(
+            pipeline.EmbedRunConfig(model=directory, sequences=str(fasta), out=tmp_path / "o.npz", device="cpu")
+        )
+    assert not [p for p in tmp_path.iterdir() if p.name != "cache"]
+
+
+def test_a_long_sequence_takes_no_more_memory_than_a_short_one(directory, write, tmp_path):
+    """16 times the length: the same memory, up to 20 MB (the vectors alone would be 60 MB)."""
+    program = (
+        "import sys; from pathlib import Path; from dna_mamba.pipelines.embed import *\n"
+        "run(EmbedRunConfig(model=Path(sys.argv[1]), sequences=sys.argv[2], out=Path(sys.argv[3]), device='cpu',"
+        " embed=EmbedConfig(pool='none'), piece_bases=4096))\n"
+        "print([int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')][0])"
+    )
+    peaks = []
+    for bases in (65_536, 1_048_576):
+        path = write(f"{bases}.fa", ">a\n" + "ACGTTGCA" * (bases // 8) + "\n")
+        done = subprocess.run([sys.executable, "-c", program, str(directory), str(path), str(tmp_path / f"{bases}.npz")],
+                              capture_output=True, text=True, cwd=ROOT, check=True)  # fmt: skip
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] - peaks[0] < 20_000, peaks
+    found = np.load(tmp_path / "1048576.npz")
+    assert found["embeddings"].shape == (1_048_576, 16) and found["start"][-1] == 1_048_575
 
 
 MISTAKES = {
@@ -166,7 +289,6 @@ MISTAKES = {
     "pool": (["-o", "o.npz", "--pool", "men"], "did you mean 'mean'"),
     "window": (["-o", "o.npz", "--pool", "window:0"], "'window:0' is unknown"),
     "shard": (["-o", "o.npz", "--shard", "4/3"], "--shard 4/3 is not i/n"),
-    "empty shard": (["-o", "o.npz", "--shard", "9/9"], "has no sequence"),
     "genome": (["-o", "o.npz", "--genome", "demo"], "does not end in .bed"),
 }
 
@@ -185,10 +307,10 @@ def test_a_mistake_is_told_in_one_line(arguments, words, directory, fasta, tmp_p
 
 
 def test_a_missing_library_is_named(directory, fasta, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("dna_mamba.pipelines.vector_files.find_spec", lambda name: None)
     from dna_mamba.pipelines.embed import EmbedRunConfig, run
 
-    with pytest.raises(InputError, match=r"needs pandas and pyarrow; pip install 'dna-mamba\[formats\]'"):
+    with pytest.raises(InputError, match=r"needs pyarrow; pip install 'dna-mamba\[formats\]'"):
         run(EmbedRunConfig(model=directory, sequences=str(fasta), out=tmp_path / "o.parquet"))
 
 

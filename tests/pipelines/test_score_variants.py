@@ -225,3 +225,32 @@ def test_what_is_written_opens_in_pysam(place, tmp_path):
         found = {record.id: record for record in file}
     assert len(found["several"].info["DMLLR"]) == 5 and found["several"].info["DMSTATUS"][2] == "star"
     assert found["snv"].info["DMLEN"] == (0,) and found["snv"].info["DB"] is True
+
+
+def test_the_distance_of_embeddings_is_a_second_column(place, tmp_path):
+    pysam = pytest.importorskip("pysam")
+    folder, model, letters = place
+    rows = sorted((r for r in records(letters) if r[0] == "c1"), key=lambda r: r[1])
+    vcf = write_vcf(tmp_path / "v.vcf", rows)
+    vcf.write_text(vcf.read_text().replace("#CHROM", "##contig=<ID=c1>\n#CHROM"))
+    common = {"model": folder / "model", "variants": vcf, "genome": str(folder / "g.dna"), "right": 20}
+    run(ScoreConfig(out=tmp_path / "o.vcf.gz", distance=True, **common))
+    run(ScoreConfig(out=tmp_path / "o.tsv", distance=True, **common))
+    run(ScoreConfig(out=tmp_path / "plain.tsv", **common))
+    with open(tmp_path / "o.tsv", newline="") as file:
+        found = {(row["id"], row["alt"]): row for row in csv.DictReader(file, delimiter="\t")}
+    with open(tmp_path / "plain.tsv", newline="") as file:
+        plain = {(row["id"], row["alt"]): row for row in csv.DictReader(file, delimiter="\t")}
+    _, position, _, ref, alt, _ = next(r for r in rows if r[2] == "snv")
+    means = []
+    for middle in (alt, ref):
+        whole = letters[: position - 1] + middle + letters[position - 1 + len(ref) :][:20]
+        with torch.no_grad():
+            vectors = model.backbone(torch.from_numpy(tokens_of(whole).copy())[None])[0][0].double()
+        means.append(vectors[position - 1 :].mean(0))
+    assert float(found["snv", alt]["DMDIST"]) == pytest.approx(float((means[0] - means[1]).norm()), abs=1e-4)
+    with pysam.VariantFile(str(tmp_path / "o.vcf.gz")) as file:
+        record = next(record for record in file if record.id == "snv")
+        assert record.info["DMDIST"][0] == pytest.approx(float(found["snv", alt]["DMDIST"]), rel=1e-5)
+    assert "DMDIST" not in plain["snv", alt]
+    assert float(plain["snv", alt]["DMLLR"]) == pytest.approx(float(found["snv", alt]["DMLLR"]), abs=1e-4)

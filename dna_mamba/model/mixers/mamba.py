@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dna_mamba.errors import InputError
 from dna_mamba.kernels.causal_conv1d import causal_conv1d_step
-from dna_mamba.kernels.mamba_inner import mamba_inner
+from dna_mamba.kernels.mamba_inner import mamba_inner, mamba_inner_states
 from dna_mamba.kernels.selective_scan import selective_scan_step
 
 
@@ -92,6 +92,25 @@ class MambaMixer(nn.Module):
             implementation=self.implementation,
         )
         return self.out_proj(y_BTE), MambaState(conv_BKE, scan_BEN)
+
+    def forward_with_states(
+        self, x_BTD: Tensor, state: MambaState | None, segments_S: Tensor
+    ) -> tuple[Tensor, MambaState, MambaState]:
+        """Mix one sequence as `forward` does, and give the states before positions 16 s too; on a GPU, without gradients."""
+        y_BTE, conv_BKE, scan_BEN, conv_SKE, scan_SEN = mamba_inner_states(
+            self.in_proj(x_BTD),
+            self.conv1d.weight[:, 0],
+            self.conv1d.bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            -torch.exp(self.A_log.float()),
+            self.D,
+            segments_S=segments_S,
+            conv_state=None if state is None else state.conv_BKE,
+            scan_state=None if state is None else state.scan_BEN,
+        )
+        return self.out_proj(y_BTE), MambaState(conv_BKE, scan_BEN), MambaState(conv_SKE, scan_SEN)
 
     def new_state(self, num_sequences: int, dtype: torch.dtype) -> MambaState:
         """Give the state before the first base, for `step`; dtype is that of the convolution's inputs."""

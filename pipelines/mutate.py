@@ -1,0 +1,199 @@
+"""Saturation mutagenesis: the score of every possible substitution in a region, as a table and a heat-map."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dna_mamba.data.build import Progress
+from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.intervals import Interval, parse_region
+from dna_mamba.data.vocabulary import A
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.pipelines.pretrain import load_genome
+from dna_mamba.pipelines.sequences import WholeFile, find_device, load_language_model, read_piece, write_table
+from dna_mamba.training.forks import Allele, score_alleles
+
+FORMATS = (".tsv", ".parquet")
+COLUMNS = ("contig", "pos", "ref", "alt", "DMLLR")
+MOST_BASES = 1 << 20
+MOST_DRAWN = 3000
+"""Bases of a heat-map; a wider one shows nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MutateConfig:
+    """What to mutate."""
+
+    model: Path
+    genome: str
+    region: str
+    """1-based, both ends included: chr20:9,000,001-9,000,200."""
+    out: Path | None = None
+    """.tsv or .parquet."""
+    picture: Path | None = None
+    left: int | None = 16_384
+    """Bases before the region where its one pass begins; none begins at the contig's first."""
+    right: int = 512
+    strands: str = "forward"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.out is None and self.picture is None:
+            raise InputError("mutate writes a file: say where with -o table.tsv, --picture heat-map.png or both")
+        if self.out is not None and self.out.suffix not in FORMATS:
+            raise InputError(f"-o {self.out} must end in {' or '.join(FORMATS)}: the ending says the format")
+        if self.picture is not None and self.picture.suffix.lower() != ".png":
+            raise InputError(f"--picture {self.picture} must end in .png")
+        if self.left is not None and not 0 <= self.left <= 2**40:
+            raise InputError(f"--left {self.left} must be 0 or more bases, or full")
+        if not 0 <= self.right <= 2**30:
+            raise InputError(f"--right {self.right} must lie between 0 and 2^30 bases")
+        if self.strands not in ("forward", "both"):
+            raise InputError(f"strands {self.strands!r} is unknown; choose forward or both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutateResult:
+    """What was scored."""
+
+    region: Interval
+    letters: str
+    """Of the genome."""
+    scores_T4: np.ndarray
+    """Log-likelihood ratio of each base to A, C, G and T in nats; 0 for itself, NaN where the genome has none of the four."""
+    seconds: float
+
+
+def saturate(
+    model: DnaMamba, genome: GenomeStore, region: Interval, *, left: int | None = 16_384, right: int = 512,
+    strands: str = "forward",
+) -> np.ndarray:  # fmt: skip
+    """Score every substitution in a region; one pass, begun `left` bases before it, serves all.
+
+    Args:
+        model: On its device.
+        genome: Holds the region.
+        region: On the forward strand.
+        left: Bases before the region where the pass begins; none begins at the contig's first.
+        right: Bases of right flank that are scored with each.
+        strands: both averages with the other strand, where the pass begins behind the region.
+
+    Returns:
+        (T, 4) nats for A, C, G and T: 0 for the base that stands there, NaN where it is none of the four.
+    """
+    letters = genome.fetch(Interval(region.contig, region.start, region.end))
+    places = [place for place, base in enumerate(letters) if base in "ACGT"]
+    pairs = [(place, number) for place in places for number in range(4) if "ACGT"[number] != letters[place]]
+    length = genome.contig(region.contig).length
+    found_T4 = np.full((len(letters), 4), np.nan)
+    found_T4[places] = 0.0
+    for strand in "+-" if strands == "both" else "+":
+        whole = Interval(region.contig, 0, length, strand)
+        starts = [region.start + place if strand == "+" else length - 1 - region.start - place for place, _ in pairs]
+        first = 0 if left is None else max(0, min(starts, default=0) - left)
+        bases = [number if strand == "+" else 3 - number for _, number in pairs]
+        alleles = [
+            Allele(start - first, 1, np.array([A + base], np.uint8)) for start, base in zip(starts, bases, strict=True)
+        ]
+
+        def read(start: int, end: int, whole: Interval = whole, first: int = first) -> np.ndarray:
+            return read_piece(genome, whole, first + start, first + end) if end > start else np.zeros(0, np.uint8)
+
+        found = score_alleles(model, read, length - first, alleles, left=None, right=right).ratios
+        for (place, number), ratio in zip(pairs, found.tolist(), strict=True):
+            found_T4[place, number] += ratio / len("+-" if strands == "both" else "+")
+    return found_T4
+
+
+def run(
+    config: MutateConfig,
+    *,
+    say: Callable[[str], None] | None = None,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> MutateResult:
+    """Score all substitutions of a region and write them.
+
+    Raises:
+        InputError: The model, the genome, the region or an output is at fault.
+    """
+    started = time.monotonic()
+    device = find_device(config.device)
+    region = parse_region(config.region)
+    if len(region) > MOST_BASES:
+        raise InputError(
+            f"--region {config.region} has {len(region):,} bases; at most {MOST_BASES:,} are mutated at once"
+        )
+    if config.picture is not None and len(region) > MOST_DRAWN:
+        raise InputError(f"--picture shows up to {MOST_DRAWN:,} bases, the region has {len(region):,}; take -o alone")
+    model = load_language_model(config.model, device)
+    genome = load_genome(config.genome, on_progress, warn)
+    length = genome.contig(region.contig).length
+    if region.end > length:
+        raise InputError(f"--region {config.region} ends past {region.contig}, which has {length:,} bases")
+    before = length if config.left is None else config.left + len(region)
+    total = (2 if config.strands == "both" else 1) * (before + len(region) * (3 * (config.right + 1)))
+    if say:
+        say(f"{3 * len(region):,} substitutions: about {total:,} bases to read")
+    scores_T4 = saturate(model, genome, region, left=config.left, right=config.right, strands=config.strands)
+    letters = genome.fetch(Interval(region.contig, region.start, region.end))
+    if config.out is not None:
+        _write(config.out, region, letters, scores_T4)
+    if config.picture is not None:
+        with WholeFile(config.picture) as path:
+            draw(scores_T4, letters, region).savefig(path, format="png")
+    return MutateResult(region=region, letters=letters, scores_T4=scores_T4, seconds=time.monotonic() - started)
+
+
+def _write(out: Path, region: Interval, letters: str, scores_T4: np.ndarray) -> None:
+    rows = [
+        (region.contig, region.start + place + 1, base, alt, float(scores_T4[place, number]))
+        for place, base in enumerate(letters)
+        if base in "ACGT"
+        for number, alt in enumerate("ACGT")
+        if alt != base
+    ]
+    if out.suffix == ".tsv":
+        write_table(out, COLUMNS, ((contig, str(pos), ref, alt, f"{x:.9g}") for contig, pos, ref, alt, x in rows))
+        return
+    import pandas as pd
+
+    with WholeFile(out) as path:
+        pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(path, index=False)
+
+
+def draw(scores_T4: np.ndarray, letters: str, region: Interval) -> Any:
+    """Draw a heat-map, in rows of 120 bases where there are more: blue is less likely than the genome's base, red more.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    wide = 120
+    starts = range(0, len(letters), wide)
+    figure = Figure(figsize=(min(len(letters), wide) / 10 + 2, 0.8 + 0.95 * len(starts)), dpi=150, layout="constrained")
+    panels: Any = figure.subplots(len(starts), squeeze=False)[:, 0]
+    known = np.abs(scores_T4[~np.isnan(scores_T4)])
+    limit = max(1e-6, float(np.quantile(known, 0.99))) if len(known) else 1.0
+    for axes, start in zip(panels, starts, strict=True):
+        some_T4 = scores_T4[start : start + wide]
+        image = axes.imshow(
+            some_T4.T, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest",
+            extent=(start - 0.5, start + len(some_T4) - 0.5, 3.5, -0.5),
+        )  # fmt: skip
+        for place, base in enumerate(letters[start : start + wide]):
+            if base in "ACGT":
+                axes.plot(start + place, "ACGT".index(base), ".", color="black", markersize=2)
+        axes.set_yticks(range(4), list("ACGT"), fontsize=7)
+        axes.set_xlim(start - 0.5, start + min(wide, max(len(some_T4), 1 if len(starts) == 1 else wide)) - 0.5)
+        ticks = range(start, start + len(some_T4), 20)
+        axes.set_xticks(list(ticks), [f"{region.start + tick + 1:,}" for tick in ticks], fontsize=6)
+    figure.colorbar(image, ax=list(panels), label="log-likelihood ratio, nats", shrink=min(1.0, 3 / len(starts) + 0.2))
+    figure.suptitle(f"{region.contig}:{region.start + 1:,}-{region.end:,}; dots: the genome", fontsize=9)
+    return figure
