@@ -25,7 +25,8 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> "DnaModel":
     """Load a language model.
 
     Args:
-        path: Run directory, model directory, or the name of a model in the package (human-4x64).
+        path: Run directory, model directory, the name of a model in the package (human-4x64), or owner/name on the Hugging
+            Face hub.
         device: auto, cpu or cuda. All numbers are float32.
 
     Raises:

@@ -1116,7 +1116,7 @@ def generate(
     top_p
         Draw from the fewest bases that together have this probability.
     seed
-        The same seed gives the same sequences on the same kind of device.
+        The same seed gives the same sequences: number k depends on the seed and k, not on how many are drawn.
     device
         auto, cpu or cuda; always float32.
     out
@@ -1144,6 +1144,75 @@ def generate(
         print("".join(sequence.as_fasta() for sequence in result.sequences), end="")
     else:
         print(f"{num:,} sequences of {length:,} bases -> {out}")
+
+
+@app.command(name="import")
+def import_(
+    checkpoint: Path,
+    /,
+    *,
+    out: Annotated[Path, Parameter(alias="-o")],
+    token_ids: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (),
+    json: Flag = False,
+) -> None:
+    """Read a Mamba checkpoint of state-spaces/mamba or transformers into a model directory, and compare its logits.
+
+    Parameters
+    ----------
+    checkpoint
+        Local directory with config.json and model.safetensors or pytorch_model.bin (nothing in it is executed).
+    out
+        New model directory.
+    token_ids
+        Its ids of A, C, G, T and N, where its vocabulary is not ours (7 8 9 10 11); other tokens are left out.
+    json
+        Print JSON.
+    """
+    from dna_mamba.pipelines import checkpoints as pipeline
+
+    config = pipeline.ImportConfig(checkpoint=checkpoint, out=out, token_ids=token_ids or None)
+    _print_checkpoint(pipeline.import_model(config), "from", json)
+
+
+@app.command
+def export(
+    model: Path,
+    /,
+    *,
+    out: Annotated[Path, Parameter(alias="-o")],
+    format: str = "transformers",
+    json: Flag = False,
+) -> None:
+    """Write a model as transformers (MambaForCausalLM) or state-spaces/mamba (MambaLMHeadModel) reads it.
+
+    Parameters
+    ----------
+    model
+        Run directory, the model directory in it, or human-4x64, which ships in the package.
+    out
+        New directory.
+    format
+        transformers or mamba_ssm.
+    json
+        Print JSON.
+    """
+    from dna_mamba.pipelines import checkpoints as pipeline
+
+    _print_checkpoint(pipeline.export_model(pipeline.ExportConfig(model=model, out=out, format=format)), "for", json)
+
+
+def _print_checkpoint(result: Any, word: str, json: bool) -> None:
+    if json:
+        _print_json({"out": str(result.out), "format": result.format, "parameters": result.num_parameters,
+                     "largest_difference_of_logits": result.largest_difference})  # fmt: skip
+        return
+    print(f"{result.num_parameters:,} parameters {word} {result.format} -> {result.out}")
+    if result.largest_difference is None:
+        print("not compared: transformers is not installed")
+    else:
+        print(
+            f"largest difference of a logit from transformers' own model on 512 bases: {result.largest_difference:.2g}"
+        )
 
 
 @simulate_app.command

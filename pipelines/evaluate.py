@@ -14,7 +14,7 @@ from dna_mamba.data.intervals import Interval, parse_region
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import SHIPPED, from_pretrained, shipped
+from dna_mamba.model.checkpoints.native import HUB_ID, SHIPPED, from_hub, from_pretrained, shipped
 from dna_mamba.pipelines.config_files import read_config
 from dna_mamba.pipelines.pretrain import DEMO, DataConfig, load_genome, load_split
 from dna_mamba.training.metrics import RegionScores, Score, limit_bases, loss_by_position, score_regions
@@ -77,6 +77,8 @@ def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
     """Find the model directory and the record of its run, if there is one, from either path."""
     if str(path) in SHIPPED and not path.exists():
         path = shipped(str(path))
+    elif HUB_ID.fullmatch(str(path)) and not path.exists() and not path.parent.exists():
+        path = from_hub(str(path))
     if (path / "model" / "config.json").exists():
         model, record = path / "model", path / "run.json"
     else:

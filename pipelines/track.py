@@ -1,8 +1,9 @@
 """Bits per base along a genome, as bigWig and as a picture."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,22 +62,43 @@ class TrackResult:
     seconds: float
 
 
-def bits_along(model: DnaMamba, genome: GenomeStore, region: Interval, left: int) -> np.ndarray:
-    """Give the bits of each base of a region (float32), from all bases up to `left` before it on; NaN where none is known.
+def bits_along(model: DnaMamba, genome: GenomeStore, region: Interval, left: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Read a region with a carried state, from up to `left` bases before it on.
 
-    A base that is none of A, C, G, T has no value, nor has the first base that is read at all.
+    Yields:
+        Offsets in the region and the bits of the bases from there on (float32), in order; NaN where none is known: a base that
+        is none of A, C, G, T has no value, nor has the first base that is read at all.
     """
-    first = max(0, region.start - left)
-    found = np.full(len(region), np.nan, np.float32)
-    at = first + 1
-    for stored, losses in stream_losses(model, genome, Interval(region.contig, first, region.end), TokenPolicy()):
-        values = np.where((stored & BASE_BITS) <= STORE_T, losses / math.log(2), np.nan)
+    at = max(0, region.start - left) + 1
+    first = Interval(region.contig, at - 1, region.end)
+    if at > region.start:
+        yield 0, np.full(1, np.nan, np.float32)
+    for stored, losses in stream_losses(model, genome, first, TokenPolicy()):
+        values = np.where((stored & BASE_BITS) <= STORE_T, losses / math.log(2), np.nan).astype(np.float32)
         skip = max(0, region.start - at)
         if skip < len(values):
-            start = at + skip - region.start
-            found[start : start + len(values) - skip] = values[skip:]
+            yield at + skip - region.start, values[skip:]
         at += len(values)
-    return found
+
+
+class _Picture:
+    """Means of so many bases that a region is a few thousand points."""
+
+    def __init__(self, region: Interval):
+        self.region, self.size = region, max(1, len(region) // POINTS)
+        number = -(-len(region) // self.size)
+        self.sums, self.counts = np.zeros(number), np.zeros(number)
+
+    def add(self, offset: int, values: np.ndarray) -> None:
+        """Take in values from an offset on."""
+        known = np.flatnonzero(~np.isnan(values))
+        places = (offset + known) // self.size
+        self.sums += np.bincount(places, values[known], minlength=len(self.sums))
+        self.counts += np.bincount(places, minlength=len(self.sums))
+
+    def means(self) -> np.ndarray:
+        """Give the points, NaN where nothing is known."""
+        return np.divide(self.sums, self.counts, out=np.full(len(self.sums), np.nan), where=self.counts > 0)
 
 
 def run(
@@ -106,65 +128,90 @@ def run(
         regions = [Interval(c.name, 0, c.length) for c in genome.manifest.contigs if c.length]
     order = {contig.name: number for number, contig in enumerate(genome.manifest.contigs)}
     regions = sorted(merge(regions), key=lambda r: (order[r.contig], r.start))
-    found = []
-    for region in regions:
-        if say:
-            say(f"reading {region}")
-        found.append(bits_along(model, genome, region, config.left))
-    if config.out is not None:
-        with WholeFile(config.out) as path:
-            _write_bigwig(path, genome, regions, found)
+    pictures = [_Picture(region) for region in regions]
+    num_known, total = 0, 0.0
+    with contextlib.ExitStack() as files:
+        bigwig = None
+        if config.out is not None:
+            path = files.enter_context(WholeFile(config.out))
+            bigwig = _BigWig(path, genome)
+        for region, picture in zip(regions, pictures, strict=True):
+            if say:
+                say(f"reading {region}")
+            for offset, values in bits_along(model, genome, region, config.left):
+                if bigwig is not None:
+                    bigwig.add(region, offset, values)
+                picture.add(offset, values)
+                known = values[~np.isnan(values)]
+                num_known, total = num_known + len(known), total + float(known.sum(dtype=np.float64))
+        if bigwig is not None:
+            bigwig.close(num_known)
     if config.picture is not None:
         with WholeFile(config.picture) as path:
-            _draw(path, regions, found)
-    known = np.concatenate([values[~np.isnan(values)] for values in found])
+            _draw(path, pictures)
     return TrackResult(
-        num_bases=len(known),
-        bits_per_base=float(known.mean()) if len(known) else math.nan,
+        num_bases=num_known,
+        bits_per_base=total / num_known if num_known else math.nan,
         seconds=time.monotonic() - started,
     )
 
 
-def _write_bigwig(path: Path, genome: GenomeStore, regions: list[Interval], found: list[np.ndarray]) -> None:
-    import pyBigWig
+class _BigWig:
+    """A bigWig file, written as values come; pyBigWig says nothing of a full disk, so the end is looked at.
 
-    num_known = sum(int((~np.isnan(values)).sum()) for values in found)
-    try:
-        _write_entries(pyBigWig.open(str(path), "w"), genome, regions, found)
-        written = pyBigWig.open(str(path))
-        complete = written.isBigWig() and written.header()["nBasesCovered"] == num_known
-        written.close()
-        content = path.read_bytes()
-        complete = complete and content[:4] == content[-4:]  # the magic number begins and ends the file
-    except (RuntimeError, SystemError) as error:
-        raise InputError(f"cannot write {path.name.lstrip('.')}: {error}; is the disk full?") from error
-    if not complete and num_known:
-        raise InputError("the bigWig was cut off while it was written; free space on the disk and try again")
+    Raises:
+        InputError: It could not be written in full.
+    """
 
+    def __init__(self, path: Path, genome: GenomeStore):
+        import pyBigWig
 
-def _write_entries(file: Any, genome: GenomeStore, regions: list[Interval], found: list[np.ndarray]) -> None:
-    file.addHeader([(contig.name, contig.length) for contig in genome.manifest.contigs])
-    for region, values in zip(regions, found, strict=True):
+        self.path, self.open = path, pyBigWig.open
+        try:
+            self.file = self.open(str(path), "w")
+            self.file.addHeader([(contig.name, contig.length) for contig in genome.manifest.contigs])
+        except (RuntimeError, SystemError) as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: Exception) -> InputError:
+        return InputError(f"cannot write {self.path.name.lstrip('.')}: {error}; is the disk full?")
+
+    def add(self, region: Interval, offset: int, values: np.ndarray) -> None:
+        """Write the stretches of known values."""
         known = np.concatenate([[False], ~np.isnan(values), [False]])
         edges = np.flatnonzero(known[1:] != known[:-1])
-        for start, end in edges.reshape(-1, 2).tolist():
-            file.addEntries(region.contig, region.start + start, values=values[start:end].tolist(), span=1, step=1)
-    file.close()
+        first = region.start + offset
+        try:
+            for start, end in edges.reshape(-1, 2).tolist():
+                self.file.addEntries(region.contig, first + start, values=values[start:end].tolist(), span=1, step=1)
+        except (RuntimeError, SystemError) as error:
+            raise self._fault(error) from error
+
+    def close(self, num_known: int) -> None:
+        """End the file and see that it holds what was written."""
+        try:
+            self.file.close()
+            written = self.open(str(self.path))
+            complete = written.isBigWig() and written.header()["nBasesCovered"] == num_known
+            written.close()
+        except (RuntimeError, SystemError) as error:
+            raise self._fault(error) from error
+        with open(self.path, "rb") as file:
+            magic = file.read(4)
+            file.seek(-4, 2)
+            complete = complete and magic == file.read(4)  # the magic number begins and ends the file
+        if not complete and num_known:
+            raise InputError("the bigWig was cut off while it was written; free space on the disk and try again")
 
 
-def _draw(path: Path, regions: list[Interval], found: list[np.ndarray]) -> None:
+def _draw(path: Path, pictures: Sequence[_Picture]) -> None:
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
-    figure = Figure(figsize=(9, 0.6 + 2.0 * len(regions)), dpi=150, layout="constrained")
-    panels: Any = figure.subplots(len(regions), squeeze=False)[:, 0]
-    for axes, region, values in zip(panels, regions, found, strict=True):
-        size = max(1, len(values) // POINTS)
-        starts = np.arange(0, len(values), size)
-        known = ~np.isnan(values)
-        counts = np.add.reduceat(known.astype(int), starts)
-        sums = np.add.reduceat(np.where(known, values, 0.0), starts)
-        means = np.divide(sums, counts, out=np.full(len(starts), np.nan), where=counts > 0)
-        axes.plot(region.start + starts + size / 2, means, linewidth=0.7)
+    figure = Figure(figsize=(9, 0.6 + 2.0 * len(pictures)), dpi=150, layout="constrained")
+    panels: Any = figure.subplots(len(pictures), squeeze=False)[:, 0]
+    for axes, picture in zip(panels, pictures, strict=True):
+        region, size, means = picture.region, picture.size, picture.means()
+        axes.plot(region.start + (np.arange(len(means)) + 0.5) * size, means, linewidth=0.7)
         axes.axhline(2.0, color="grey", linestyle=":", linewidth=0.8)
         axes.set_ylabel("bits per base")
         axes.set_title(f"{region.contig}:{region.start + 1:,}-{region.end:,}, means of {size:,} bases", fontsize=9)

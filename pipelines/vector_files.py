@@ -112,7 +112,7 @@ class UnfinishedVectors:
         rows = np.ascontiguousarray(rows, dtype=np.float32)
         if average:
             rows = (rows + self.read(first, first + len(rows))) / 2
-        content, at = memoryview(rows).cast("B"), first * self.row_bytes
+        content, at = memoryview(rows.tobytes()), first * self.row_bytes
         while content:
             written = os.pwrite(self.vectors, content, at)
             content, at = content[written:], at + written

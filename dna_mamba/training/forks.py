@@ -276,9 +276,7 @@ def score_alleles(
 
 def _gives_states(model: DnaMamba) -> bool:
     """Say whether the kernels give the states inside a piece."""
-    return model.implementation == "triton" and all(
-        layer.mixer.num_states <= STATES_AT_ONCE for layer in model.backbone.layers
-    )
+    return model.implementation == "triton" and all(one.num_states <= STATES_AT_ONCE for one in model.config.layers())
 
 
 def _with_short_context(

@@ -1,6 +1,7 @@
 # Shapes: B sequences, D model width, V vocabulary, S steps held, J candidates
 """Draw the next token of each sequence and put its vector at the head of the residual stream."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -92,9 +93,10 @@ def next_token(
             raise ValueError(f"{name} is {tensor.dtype}, expected {dtype}")
     unfit = "" if width <= MAX_WIDTH and residual_BD.dtype == torch.float32 else f"width {width} of {residual_BD.dtype}"
     arguments = (residual_BD, norm_weight_D, head_VD, kept_SB, sums_B, step_1)
-    numbers = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed, sampling.greedy, first, eps)
     if choose(implementation, residual_BD, unfit) == "triton":
         from .fused import next_token_triton  # here, so that a machine without Triton never imports it
 
-        return next_token_triton(*arguments, *numbers)
-    return next_token_naive(*arguments, *numbers)
+        run: Callable[..., None] = next_token_triton
+    else:
+        run = next_token_naive
+    run(*arguments, sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed, sampling.greedy, first, eps)

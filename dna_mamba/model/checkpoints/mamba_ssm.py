@@ -1,0 +1,248 @@
+"""Mamba checkpoints of state-spaces/mamba and of transformers: their configuration and key tables, in both directions."""
+
+import json
+import math
+import pickle
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from dna_mamba.errors import InputError
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.native import copy_tensors, unshared_tensors
+from dna_mamba.model.config import BackboneConfig
+from dna_mamba.model.mixers.mamba import MambaConfig
+
+MAMBA_SSM, TRANSFORMERS = "mamba_ssm", "transformers"
+FORMATS = (MAMBA_SSM, TRANSFORMERS)
+EMBEDDING = {MAMBA_SSM: "backbone.embedding.weight", TRANSFORMERS: "backbone.embeddings.weight"}
+"""The one name that differs; ours are those of state-spaces/mamba."""
+HEAD = "lm_head.weight"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+VOCABULARY = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """A model from elsewhere."""
+
+    model: DnaMamba
+    format: str
+    vocabulary_size: int
+    """Of the checkpoint; the model has 16."""
+
+
+def _differs(where: str, key: str, value: Any, expected: Any) -> InputError:
+    return InputError(
+        f"{where}: {key} is {value!r}; this model family has {expected!r}, so the checkpoint cannot be read"
+    )
+
+
+def _integer(config: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
+    value = config.get(key, default)
+    if type(value) is not int or value < 1:
+        raise InputError(f"{where}: {key} is {value!r}, expected a whole number from 1 up")
+    return value
+
+
+def _of_mamba_ssm(config: dict[str, Any], where: str) -> tuple[BackboneConfig, int]:
+    """Read the configuration of `MambaLMHeadModel`. Source: mamba_ssm/models/config_mamba.py and mixer_seq_simple.py."""
+    inner = config.get("ssm_cfg") or {}
+    if not isinstance(inner, dict):
+        raise InputError(f"{where}: ssm_cfg is {inner!r}, expected a table")
+    for key, expected in (("rms_norm", True), ("tie_embeddings", True), ("d_intermediate", 0)):
+        if config.get(key, expected) != expected:
+            raise _differs(where, key, config[key], expected)
+    if config.get("attn_layer_idx"):
+        raise _differs(where, "attn_layer_idx", config["attn_layer_idx"], [])
+    if inner.get("layer", "Mamba1") != "Mamba1":
+        raise _differs(where, "ssm_cfg.layer", inner["layer"], "Mamba1")
+    for key, expected in (("conv_bias", True), ("bias", False)):
+        if inner.get(key, expected) != expected:
+            raise _differs(where, f"ssm_cfg.{key}", inner[key], expected)
+    width = _integer(config, "d_model", where)
+    rank = inner.get("dt_rank", "auto")
+    if rank not in ("auto", math.ceil(width / 16)):
+        raise _differs(where, "ssm_cfg.dt_rank", rank, math.ceil(width / 16))
+    mamba = MambaConfig(
+        num_states=_integer(inner, "d_state", where, 16),
+        expansion=_integer(inner, "expand", where, 2),
+        num_taps=_integer(inner, "d_conv", where, 4),
+    )
+    layers, vocabulary = _integer(config, "n_layer", where), _integer(config, "vocab_size", where)
+    multiple = _integer(config, "pad_vocab_size_multiple", where, 8)
+    return BackboneConfig(width=width, pattern="M" * layers, mamba=mamba), -(-vocabulary // multiple) * multiple
+
+
+def _of_transformers(config: dict[str, Any], where: str) -> tuple[BackboneConfig, int]:
+    """Read the configuration of `MambaForCausalLM`. Source: transformers/models/mamba/configuration_mamba.py."""
+    for key, expected in (("use_bias", False), ("use_conv_bias", True), ("hidden_act", "silu")):
+        if config.get(key, expected) != expected:
+            raise _differs(where, key, config[key], expected)
+    if config.get("tie_word_embeddings", True) is not True:
+        raise _differs(where, "tie_word_embeddings", False, True)
+    width, expansion = _integer(config, "hidden_size", where), _integer(config, "expand", where, 2)
+    if config.get("intermediate_size", expansion * width) != expansion * width:
+        raise _differs(where, "intermediate_size", config["intermediate_size"], expansion * width)
+    rank = config.get("time_step_rank", "auto")
+    if rank not in ("auto", math.ceil(width / 16)):
+        raise _differs(where, "time_step_rank", rank, math.ceil(width / 16))
+    eps = config.get("layer_norm_epsilon", 1e-5)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise InputError(f"{where}: layer_norm_epsilon is {eps!r}, expected a small number")
+    mamba = MambaConfig(
+        num_states=_integer(config, "state_size", where, 16),
+        expansion=expansion,
+        num_taps=_integer(config, "conv_kernel", where, 4),
+    )
+    layers = _integer(config, "num_hidden_layers", where)
+    pattern = BackboneConfig(width=width, pattern="M" * layers, mamba=mamba, norm_eps=eps)
+    return pattern, _integer(config, "vocab_size", where)
+
+
+def read_config(path: Path) -> tuple[str, dict[str, Any], BackboneConfig, int]:
+    """Read config.json of a checkpoint.
+
+    Returns:
+        Which of the two formats it is, its values, our configuration with 16 tokens, and rows of its embedding.
+
+    Raises:
+        InputError: There is none, it is neither of the two, or the model differs from ours.
+    """
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} is no checkpoint directory: it has no config.json") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    where = str(file)
+    if isinstance(config, dict) and config.get("model_type") == "mamba":
+        return TRANSFORMERS, config, *_of_transformers(config, where)
+    if isinstance(config, dict) and "d_model" in config and "n_layer" in config:
+        return MAMBA_SSM, config, *_of_mamba_ssm(config, where)
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    words = f"model_type is {kind!r}" if kind else "it names no model_type and no d_model"
+    raise InputError(
+        f"{file}: {words}; expected transformers' 'mamba', or d_model and n_layer as state-spaces/mamba writes"
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read model.safetensors, or pytorch_model.bin with weights_only: nothing in it is executed.
+
+    Raises:
+        InputError: There is neither, or it is damaged, or it holds more than tensors.
+    """
+    for name in WEIGHTS:
+        file = path / name
+        if not file.is_file():
+            continue
+        try:
+            if name.endswith(".safetensors"):
+                return load_safetensors(file.read_bytes())
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror}") from error
+        except (
+            SafetensorError,
+            pickle.UnpicklingError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+            struct.error,
+            KeyError,
+        ) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"{file} is damaged, or holds more than tensors, which is not loaded: {first[:200]}"
+            ) from error
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise InputError(f"{file} holds no table of tensors")
+        return found
+    raise InputError(f"{path} has no {' or '.join(WEIGHTS)}; a checkpoint in several shards must be joined first")
+
+
+def import_checkpoint(path: Path, token_ids: tuple[int, ...] | None = None) -> Imported:
+    """Read a checkpoint of state-spaces/mamba or transformers.
+
+    Args:
+        path: Directory with config.json and model.safetensors or pytorch_model.bin.
+        token_ids: Its ids of A, C, G, T and N, whose rows become ours; without them it must have up to 16 tokens with ours (A
+            7, C 8, G 9, T 10, N 11), as HyenaDNA's vocabulary has.
+
+    Returns:
+        The model on the CPU, in float32 and in evaluation mode.
+
+    Raises:
+        InputError: It cannot be read, differs from our model, or a tensor is missing, extra or misshapen.
+    """
+    kind, _, backbone, rows = read_config(path)
+    tensors = {name: tensor.float() for name, tensor in read_tensors(path).items()}
+    name = EMBEDDING[kind]
+    if name not in tensors:
+        raise InputError(f"{path} lacks the tensor {name!r}")
+    embedding_VD = tensors.pop(name)
+    if embedding_VD.shape != (rows, backbone.width):
+        raise InputError(f"{path}: {name!r} is {tuple(embedding_VD.shape)}, expected {(rows, backbone.width)}")
+    head = tensors.pop(HEAD, embedding_VD)
+    if not torch.equal(head, embedding_VD):
+        raise InputError(f"{path}: {HEAD!r} differs from the embedding, but in this model family the two are one")
+    own_VD = torch.zeros(VOCABULARY, backbone.width)
+    if token_ids is None:
+        if rows > VOCABULARY:
+            raise InputError(
+                f"{path} has {rows:,} tokens, ours are {VOCABULARY}; say which of them are A, C, G, T and N, as in --token-ids "
+                "7 8 9 10 11"
+            )
+        if rows < 12:
+            raise InputError(
+                f"{path} has {rows} tokens, fewer than our 12; say which are A, C, G, T and N with --token-ids"
+            )
+        own_VD[:rows] = embedding_VD
+    else:
+        if len(token_ids) != 5 or len(set(token_ids)) != 5 or not all(0 <= one < rows for one in token_ids):
+            raise InputError(
+                f"--token-ids {token_ids}: expected five different ids from 0 to {rows - 1}, of A, C, G, T and N"
+            )
+        own_VD[7:12] = embedding_VD[list(token_ids)]
+    model = DnaMamba(backbone)
+    copy_tensors(model, {**tensors, EMBEDDING[MAMBA_SSM]: own_VD}, str(path))
+    return Imported(model=model.eval(), format=kind, vocabulary_size=rows)
+
+
+def tensors_for(model: DnaMamba, kind: str) -> dict[str, Tensor]:
+    """Give the tensors of a model by the names of a format."""
+    own = unshared_tensors(model)
+    embedding = own.pop(EMBEDDING[MAMBA_SSM])
+    tensors = {EMBEDDING[kind]: embedding, **own}
+    return {**tensors, HEAD: embedding.clone()} if kind == MAMBA_SSM else tensors
+
+
+def config_for(model: DnaMamba, kind: str) -> dict[str, Any]:
+    """Give the configuration of a model as a format writes it."""
+    config, mamba = model.config, model.config.mamba
+    if kind == MAMBA_SSM:
+        if config.norm_eps != 1e-5:
+            raise InputError(f"norm_eps {config.norm_eps} cannot be written for mamba_ssm, which always takes 1e-5")
+        inner = {"d_state": mamba.num_states, "d_conv": mamba.num_taps, "expand": mamba.expansion}
+        return {
+            "d_model": config.width, "d_intermediate": 0, "n_layer": len(config.pattern),
+            "vocab_size": config.vocabulary_size, "ssm_cfg": {"layer": "Mamba1", **inner}, "attn_layer_idx": [],
+            "attn_cfg": {}, "rms_norm": True, "residual_in_fp32": True, "fused_add_norm": True,
+            "pad_vocab_size_multiple": 8, "tie_embeddings": True,
+        }  # fmt: skip
+    return {
+        "architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": config.width,
+        "num_hidden_layers": len(config.pattern), "vocab_size": config.vocabulary_size, "state_size": mamba.num_states,
+        "conv_kernel": mamba.num_taps, "expand": mamba.expansion, "intermediate_size": mamba.expansion * config.width,
+        "time_step_rank": math.ceil(config.width / 16), "layer_norm_epsilon": config.norm_eps, "use_bias": False,
+        "use_conv_bias": True, "hidden_act": "silu", "residual_in_fp32": True, "tie_word_embeddings": True,
+        "pad_token_id": 4, "bos_token_id": 2, "eos_token_id": 1, "dtype": "float32",
+    }  # fmt: skip
