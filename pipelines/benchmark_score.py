@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dna_mamba.data.examples import giab_variants
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.variants import allele_status, read_vcf
 from dna_mamba.data.vocabulary import A, tokens_of
@@ -44,11 +44,6 @@ class ScoreBenchConfig:
             raise InputError("--records, --left, --right and --batch must be at least 1")
 
 
-def packaged_variants() -> Path:
-    """Give the path of the variants that ship in the package."""
-    return Path(str(resources.files("dna_mamba") / "assets" / "hg002.chr20.vcf.gz"))
-
-
 @torch.no_grad()
 def _from_scratch(model: DnaMamba, rows: list[np.ndarray], context: list[int], batch: int) -> np.ndarray:
     """Score whole sequences of one length or padded on the right, in batches; sum over bases after each one's context."""
@@ -79,7 +74,7 @@ def run(config: ScoreBenchConfig, *, on_phase: Callable[[str], None] | None = No
     model, _ = from_pretrained(directory)
     model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
     genome = load_genome(config.genome)
-    file = read_vcf(Path(config.variants) if config.variants else packaged_variants())
+    file = read_vcf(Path(config.variants) if config.variants else giab_variants())
     usable = [
         v
         for v in file.variants

@@ -9,8 +9,11 @@ from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXPECTED = {
-    "01_first_run": ("Mamba 2x32", "bits per base"),
+    "01_pretrain_your_first_model": ("Mamba 2x32", "Markov"),
     "02_embeddings": ("(1673, 64) float32", "linear probe on 4-mers"),
+    "03_species": ("SIMULATED gorilla", "k-mers + logistic regression"),
+    "04_variants": ("2968 records", "always the transition"),
+    "05_long_context": ("pieces of 777: largest difference", "numbers"),
 }
 """What a notebook prints, by name."""
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +32,11 @@ def regulatory_elements() -> list[RegulatoryElement]:
         RegulatoryElement(r["contig"], int(r["start"]), int(r["end"]), r["label"], r["split"], r["sequence"])
         for r in rows
     ]
+
+
+def giab_variants() -> Path:
+    """Give a VCF with the 2,968 records of HG002 at chr20:8,000,001-10,000,000, which is the genome 'demo'.
+
+    Source: Genome in a Bottle v4.2.1, GRCh38.
+    """
+    return Path(str(resources.files("dna_mamba") / "assets" / "hg002.chr20.vcf.gz"))
