@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from dna_mamba.api import DnaModel, load
 from dna_mamba.errors import InputError
-from dna_mamba.pipelines.embed import EmbedConfig
+from dna_mamba.pipelines.embed import EmbedConfig, num_rows_of
 
 
 def _strings(X: Iterable[str]) -> list[str]:
@@ -30,7 +30,8 @@ class Embedder(TransformerMixin, BaseEstimator):
     Args:
         model: Path or name of a language model, or a loaded one.
         layer: 0 is the embedding, 1 the first layer, ...; -1 the last, after the final norm.
-        pool: mean, last or max.
+        pool: mean, last or max over a sequence; window:N or none (a vector a base) for sequences of one length, whose vectors
+            are laid side by side.
         strands: forward, or both for the average with the reverse complement.
         device: auto, cpu or cuda; of a loaded model its own.
     """
@@ -51,33 +52,53 @@ class Embedder(TransformerMixin, BaseEstimator):
         self.device = device
 
     def fit(self, X: Iterable[str], y: Any = None) -> "Embedder":
-        """Load the model; nothing is learned from X.
+        """Load the model; nothing is learned from X, except the length of its sequences for pool none and window:N.
 
         Raises:
-            InputError: The model, layer, pool or strands is at fault.
+            InputError: The model, layer, pool or strands is at fault, or lengths differ where they must not.
         """
         config = EmbedConfig(layer=self.layer, pool=self.pool, strands=self.strands)
+        num_windows = 1
         if config.window is not None:
-            raise InputError(f"pool {self.pool!r} gives no one vector a sequence; choose mean, last or max")
+            lengths = {len(sequence) for sequence in _strings(X)}
+            if len(lengths) != 1:
+                raise InputError(
+                    f"pool {self.pool!r} lays vectors side by side and needs sequences of one length; these have "
+                    f"{', '.join(map(str, sorted(lengths)[:3])) or 'none'}"
+                )
+            self.length_ = lengths.pop()
+            num_windows = num_rows_of(config, self.length_)
         self.model_ = self.model if isinstance(self.model, DnaModel) else load(self.model, device=self.device)
         config.layer_of(self.model_.model)
         self.config_ = config
-        self.n_features_out_ = self.model_.width
+        self.n_windows_ = num_windows
+        self.n_features_out_ = self.model_.width * num_windows
         return self
 
     def transform(self, X: Iterable[str]) -> np.ndarray:
-        """Give vectors (N, D), float32."""
+        """Give vectors (N, D), float32; (N, W D) of W windows or bases.
+
+        Raises:
+            InputError: X holds something else than sequences, or, for pool none and window:N, not of the length of `fit`.
+        """
         check_is_fitted(self)
         if isinstance(X, str):
             raise InputError("X is one string; give a list of sequences")
         sequences = _strings(X)
-        vectors = self.model_._embed(sequences, self.config_)
+        if self.config_.window is not None:
+            for number, sequence in enumerate(sequences):
+                if len(sequence) != self.length_:
+                    raise InputError(f"X[{number}] has {len(sequence)} bases, those of fit had {self.length_}")
+        vectors = [vector.reshape(-1) for vector in self.model_._embed(sequences, self.config_)]
         return np.stack(vectors) if vectors else np.zeros((0, self.n_features_out_), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Name the columns e0, e1, ..."""
+        """Name the columns e0, e1, ...; of windows w0_e0, w0_e1, ..."""
         check_is_fitted(self)
-        return np.array([f"e{i}" for i in range(self.n_features_out_)], dtype=object)
+        names = [f"e{i}" for i in range(self.model_.width)]
+        if self.config_.window is not None:
+            names = [f"w{window}_{name}" for window in range(self.n_windows_) for name in names]
+        return np.array(names, dtype=object)
 
     def __sklearn_tags__(self) -> Any:
         """Say that X holds strings in one dimension."""

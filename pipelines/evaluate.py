@@ -14,8 +14,9 @@ from dna_mamba.data.intervals import Interval, parse_region
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import HUB_ID, SHIPPED, from_hub, from_pretrained, shipped
+from dna_mamba.model.checkpoints.native import SHIPPED, from_pretrained, shipped
 from dna_mamba.pipelines.config_files import read_config
+from dna_mamba.pipelines.hub import HUB_ID, from_hub
 from dna_mamba.pipelines.pretrain import DEMO, DataConfig, load_genome, load_split
 from dna_mamba.training.metrics import RegionScores, Score, limit_bases, loss_by_position, score_regions
 

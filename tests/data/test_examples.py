@@ -2,10 +2,9 @@
 
 from collections import Counter
 
-from dna_mamba.data.examples import regulatory_elements
+from dna_mamba.data.examples import giab_variants, regulatory_elements
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.variants import read_vcf, reference_fault
-from dna_mamba.pipelines.benchmark_score import packaged_variants
 from dna_mamba.pipelines.pretrain import load_genome
 
 
@@ -20,6 +19,6 @@ def test_regulatory_elements_hold_the_bases_of_the_demo_genome():
 
 
 def test_every_packaged_variant_fits_the_demo_genome():
-    file = read_vcf(packaged_variants())
+    file = read_vcf(giab_variants())
     genome = load_genome("demo")
     assert len(file.variants) == 2968 and not any(reference_fault(genome, variant) for variant in file.variants)

@@ -352,8 +352,16 @@ def test_the_embedder_works_inside_scikit_learn(directory):
         20,
         16,
     )
-    with pytest.raises(InputError, match="one vector a sequence"):
-        Embedder(str(directory), pool="none").fit(rich)
+    for pool, windows in (("none", 60), ("window:25", 3)):
+        sided = Embedder(str(directory), pool=pool, device="cpu").fit(rich)
+        vectors = sided.transform(poor[:2])
+        assert vectors.shape == (2, 16 * windows) == (2, len(sided.get_feature_names_out()))
+        expected = dm.load(directory, device="cpu").embed(poor[1], pool=pool)
+        assert np.allclose(vectors[1], expected.reshape(-1), atol=1e-6) and sided.get_feature_names_out()[17] == "w1_e1"
+        with pytest.raises(InputError, match=r"X\[0\] has 5 bases, those of fit had 60"):
+            sided.transform(["ACGTA"])
+    with pytest.raises(InputError, match="sequences of one length; these have 4, 60"):
+        Embedder(str(directory), pool="none", device="cpu").fit([*rich, "ACGT"])
     with pytest.raises(InputError, match="one string"):
         fitted.transform("ACGT")
     with pytest.raises(InputError, match=r"X\[1\] is float, expected a sequence"):
