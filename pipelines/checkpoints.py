@@ -130,7 +130,10 @@ def _against_transformers(model: DnaMamba, path: Path, kind: str, token_ids: tup
     if find_spec("transformers") is None:
         return None
     from transformers import MambaConfig, MambaForCausalLM
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     _, values, _, rows = read_config(path)
     if kind == TRANSFORMERS:
         theirs = MambaForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)

@@ -1,6 +1,7 @@
 """What commands read (records of a file, intervals of a genome, windows of either) and how they write tables of it."""
 
 import csv
+import errno
 import os
 import shutil
 import tempfile
@@ -138,8 +139,8 @@ class WholeFile:
         self.unfinished = Path(name)
         return self.unfinished
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Rename, or remove."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+        """Rename, or remove; a full disk is told with the file's name."""
         folder = self.unfinished.is_dir()  # a zarr store is one
         if kind is None:
             self.unfinished.chmod(0o755 if folder else 0o644)
@@ -148,6 +149,8 @@ class WholeFile:
             shutil.rmtree(self.unfinished, ignore_errors=True)
         else:
             self.unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"the disk is full while writing {self.out}; free space and try again") from error
 
 
 def write_table(out: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,8 @@ def run(
         regions = [Interval(c.name, 0, c.length) for c in genome.manifest.contigs if c.length]
     order = {contig.name: number for number, contig in enumerate(genome.manifest.contigs)}
     regions = sorted(merge(regions), key=lambda r: (order[r.contig], r.start))
+    if config.out is not None:
+        _check_room(config.out, sum(map(len, regions)))
     pictures = [_Picture(region) for region in regions]
     num_known, total = 0, 0.0
     with contextlib.ExitStack() as files:
@@ -154,6 +157,17 @@ def run(
         bits_per_base=total / num_known if num_known else math.nan,
         seconds=time.monotonic() - started,
     )
+
+
+def _check_room(out: Path, num_bases: int) -> None:
+    """Refuse to write what may not fit: on a full disk pyBigWig corrupts memory and takes the program with it."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    needed, free = 6 * num_bases + 2**20, shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"-o {out}: {num_bases:,} bases may take {needed / 2**20:,.1f} MiB as bigWig, {free / 2**20:,.1f} are free; free "
+            "space, or name smaller regions"
+        )
 
 
 class _BigWig:

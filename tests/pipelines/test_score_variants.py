@@ -1,6 +1,7 @@
 """Variant scores through files: what is written can be read by others, order and fields stay, faults are named."""
 
 import csv
+import errno
 import gzip
 
 import numpy as np
@@ -225,6 +226,22 @@ def test_what_is_written_opens_in_pysam(place, tmp_path):
         found = {record.id: record for record in file}
     assert len(found["several"].info["DMLLR"]) == 5 and found["several"].info["DMSTATUS"][2] == "star"
     assert found["snv"].info["DMLEN"] == (0,) and found["snv"].info["DB"] is True
+
+
+def test_a_full_disk_is_told_with_the_name_and_leaves_nothing(place, tmp_path, monkeypatch):
+    folder, _, letters = place
+    vcf = write_vcf(tmp_path / "v.vcf", records(letters))
+    config = ScoreConfig(
+        model=folder / "model", variants=vcf, genome=str(folder / "g.dna"), out=tmp_path / "o.vcf", right=5
+    )
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(InputError, match=r"the disk is full while writing .*o\.vcf; free space"):
+        run(config)
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["v.vcf"]
 
 
 def test_the_distance_of_embeddings_is_a_second_column(place, tmp_path):

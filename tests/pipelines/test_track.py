@@ -1,6 +1,7 @@
 """Likelihood tracks: bigWig read by pyBigWig against the model's own words, gaps where nothing is known."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,6 +69,14 @@ def test_bigwig_holds_the_bits_of_every_known_base(place, tmp_path, left):
     assert file.intervals("b", 0, 150) is None and np.isnan(file.values("b", 200, 220)).all()
     together = np.concatenate(values)
     assert result.num_bases == len(together) and result.bits_per_base == pytest.approx(together.mean(), abs=1e-4)
+
+
+def test_a_disk_too_small_is_told_before_the_work(place, tmp_path, monkeypatch):
+    folder, _, _ = place
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with pytest.raises(InputError, match=r"600 bases may take 1\.0 MiB as bigWig, 1\.0 are free"):
+        run(TrackConfig(model=folder / "model", genome=str(folder / "g.dna"), out=tmp_path / "t.bw"))
+    assert not [p for p in tmp_path.iterdir() if p.name != "cache"]
 
 
 @pytest.mark.parametrize(
