@@ -34,6 +34,8 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> "DnaModel":
     """
     from dna_mamba.pipelines.sequences import find_device, load_language_model
 
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"load({path!r}): expected a directory, or the name of a model")
     return DnaModel(load_language_model(Path(path), find_device(device)))
 
 
@@ -65,7 +67,7 @@ class DnaModel(nn.Module):
         """Give vectors of sequences, float32; a sequence of any length is read in full, in pieces with carried state.
 
         Args:
-            sequences: One sequence, or several; letters of either case, IUPAC codes become N.
+            sequences: One sequence, or several; letters of either case, U is read as T, IUPAC codes become N.
             layer: 0 is the embedding, 1 the first layer, ...; -1 the last, after the final norm.
             pool: mean, last or max over a sequence; window:N the mean of every N bases; none a vector a base.
             strands: both averages with the reverse complement.

@@ -1698,6 +1698,9 @@ def _run() -> None:
     except StoppedError as error:
         _fail(" ".join(str(error).split()), 3)
     except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE):
+            where = f" while writing or reading {error.filename}" if error.filename else ""
+            _fail(f"{error.strerror}{where}; mend the place and try again", 2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail(

@@ -13,7 +13,15 @@ from dna_mamba.errors import InputError
 from dna_mamba.pipelines.embed import EmbedConfig, num_rows_of
 
 
-def _strings(X: Iterable[str]) -> list[str]:
+def _strings(X: Any) -> list[str]:
+    if isinstance(X, str):
+        raise InputError("X is one string; give a list of sequences")
+    if hasattr(X, "columns"):  # a table, of pandas or polars
+        if len(X.columns) != 1:
+            raise InputError(
+                f"X has the columns {', '.join(map(str, X.columns))[:100]}; give the one that holds sequences"
+            )
+        X = X[X.columns[0]]
     rows = X.tolist() if isinstance(X, np.ndarray) else list(X)
     rows = [row[0] if isinstance(row, list | tuple) and len(row) == 1 else row for row in rows]
     for number, row in enumerate(rows):
@@ -58,9 +66,9 @@ class Embedder(TransformerMixin, BaseEstimator):
             InputError: The model, layer, pool or strands is at fault, or lengths differ where they must not.
         """
         config = EmbedConfig(layer=self.layer, pool=self.pool, strands=self.strands)
-        num_windows = 1
+        sequences, num_windows = _strings(X), 1
         if config.window is not None:
-            lengths = {len(sequence) for sequence in _strings(X)}
+            lengths = {len(sequence) for sequence in sequences}
             if len(lengths) != 1:
                 raise InputError(
                     f"pool {self.pool!r} lays vectors side by side and needs sequences of one length; these have "
@@ -82,8 +90,6 @@ class Embedder(TransformerMixin, BaseEstimator):
             InputError: X holds something else than sequences, or, for pool none and window:N, not of the length of `fit`.
         """
         check_is_fitted(self)
-        if isinstance(X, str):
-            raise InputError("X is one string; give a list of sequences")
         sequences = _strings(X)
         if self.config_.window is not None:
             for number, sequence in enumerate(sequences):

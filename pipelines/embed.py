@@ -3,6 +3,7 @@
 
 import csv
 import dataclasses
+import errno
 import gzip
 import hashlib
 import itertools
@@ -30,7 +31,7 @@ from dna_mamba.pipelines.vector_files import UnfinishedVectors, check_format, wr
 PIECES = {"cpu": 2**14, "cuda": 2**18}
 """Positions computed at once; vectors do not depend on it (up to rounding)."""
 MOST_AT_ONCE = 512
-PART_BASES, PART_SEQUENCES = 2**20, 2048
+PART_BASES, PART_SEQUENCES = 2**18, 1024
 """Of a part of the work: what is sorted by length together, noted when it is done, and given to one shard."""
 SEQUENCE_COLUMNS = ("sequence", "seq")
 NAME_COLUMNS = ("name", "id")
@@ -52,6 +53,8 @@ class EmbedConfig:
     """both averages with the reverse complement, read from its own start; positions stay those of the forward strand."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pool, str) or type(self.layer) is not int:
+            raise InputError(f"pool {self.pool!r} and layer {self.layer!r}: expected a word and a whole number")
         if self.pool not in POOLS[:4] and not re.fullmatch(r"window:[1-9][0-9]{0,11}", self.pool):
             raise InputError(f"pool {self.pool!r} is unknown{nearest(self.pool, POOLS)}; choose {', '.join(POOLS)}")
         if self.strands not in STRANDS:
@@ -188,7 +191,7 @@ def read_csv(path: Path) -> Sequences:
     digest = hashlib.sha256()
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, delimiter=delimiter)
+            rows = csv.reader(file, delimiter=delimiter, strict=True)
             header = [column.strip().lower() for column in next(rows, [])]
             where = [header.index(name) for name in SEQUENCE_COLUMNS if name in header]
             if not where:
@@ -208,8 +211,11 @@ def read_csv(path: Path) -> Sequences:
                     raise InputError(f"{path}, row {number}: {error}") from None
                 if not len(one):
                     raise InputError(f"{path}, row {number}: the sequence is empty")
+                name = row[named[0]] if named else f"row{number - 1}"
+                if len(name.splitlines()) > 1:
+                    raise InputError(f"{path}, row {number}: the name goes over lines; is a quote left open?")
                 tokens.append(one)
-                names.append(row[named[0]] if named else f"row{number - 1}")
+                names.append(name)
                 digest.update(one.tobytes() + b"\n" + names[-1].encode() + b"\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text; expected a table with a column named sequence") from error
@@ -454,6 +460,10 @@ def run(
     sequences = _open(config, on_progress, warn)
     lengths = sequences.lengths
     parts = shard_of(parts_of(lengths), lengths, config.shard)
+    if not parts:
+        warn(
+            f"--shard {config.shard[0]}/{config.shard[1]} has nothing to do: there are fewer parts of 2^18 bases than shards"
+        )
     numbers = range(parts[0].start, parts[-1].stop) if parts else range(0)
     first_rows = np.concatenate(
         [[0], np.cumsum([num_rows_of(config.embed, lengths[n]) for n in numbers], dtype=np.int64)]
@@ -479,11 +489,13 @@ def run(
         write_file(
             vectors, lambda start, end: columns_of(sequences.places, config.embed, first_rows, numbers, start, end)
         )
-    except (InputError, OSError):
-        vectors.clear()
-        raise
-    except BaseException:
-        vectors.close()
+    except BaseException as error:
+        cause = error.__cause__ if isinstance(error, InputError) and isinstance(error.__cause__, OSError) else error
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or isinstance(cause, InputError):
+            vectors.clear()
+        else:  # whatever it was, what is done is not lost
+            vectors.close()
         raise
     vectors.clear()
     return EmbedResult(

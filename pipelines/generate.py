@@ -1,6 +1,5 @@
 """New sequence from a language model, as FASTA with log-likelihoods."""
 
-import contextlib
 import math
 import re
 import time
@@ -15,7 +14,7 @@ from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.generation import SamplingConfig, generate
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import WholeFile, find_device, load_language_model
+from dna_mamba.pipelines.sequences import WholeFile, check_writable, find_device, load_language_model
 
 LINE = 60
 MOST_BASES = 1 << 32
@@ -78,10 +77,6 @@ class GenerateResult:
     seconds: float
 
 
-class _Tried(Exception):
-    """The output can be written."""
-
-
 def read_prompt(
     prompt: str, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
 ) -> torch.Tensor:
@@ -119,10 +114,8 @@ def run(
     """
     started = time.monotonic()
     device = find_device(config.device)
-    if config.out is not None:
-        with contextlib.suppress(_Tried), WholeFile(config.out):
-            raise _Tried  # before the work, not after it
     model = load_language_model(config.model, device)
+    check_writable(config.out)
     prompt_T = read_prompt(config.prompt, on_progress, warn)
     found = generate(
         model,

@@ -19,8 +19,11 @@ def from_hub(name: str) -> Path:
     """
     try:
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import disable_progress_bars, logging
     except ImportError:
         raise InputError(f"{name} is no directory here; to look on the hub, pip install 'dna-mamba[hub]'") from None
+    logging.set_verbosity_error()
+    disable_progress_bars()
     try:
         paths = [Path(hf_hub_download(name, file)) for file in ("config.json", "model.safetensors")]
     except Exception as error:  # of many kinds, all from the network or the hub's answer

@@ -15,7 +15,14 @@ from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import WholeFile, find_device, load_language_model, read_piece, write_table
+from dna_mamba.pipelines.sequences import (
+    WholeFile,
+    check_writable,
+    find_device,
+    load_language_model,
+    read_piece,
+    write_table,
+)
 from dna_mamba.training.forks import Allele, score_alleles
 
 FORMATS = (".tsv", ".parquet")
@@ -132,6 +139,7 @@ def run(
     if config.picture is not None and len(region) > MOST_DRAWN:
         raise InputError(f"--picture shows up to {MOST_DRAWN:,} bases, the region has {len(region):,}; take -o alone")
     model = load_language_model(config.model, device)
+    check_writable(config.out, config.picture)
     genome = load_genome(config.genome, on_progress, warn)
     length = genome.contig(region.contig).length
     if region.end > length:

@@ -15,7 +15,14 @@ from dna_mamba.data.vocabulary import reverse_complement_tokens, tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import WholeFile, find_device, load_language_model, read_piece, write_table
+from dna_mamba.pipelines.sequences import (
+    WholeFile,
+    check_writable,
+    find_device,
+    load_language_model,
+    read_piece,
+    write_table,
+)
 from dna_mamba.training.forks import Allele, AlleleScores, score_alleles
 
 FORMATS = (".vcf", ".vcf.gz", ".tsv", ".parquet")
@@ -32,6 +39,8 @@ DISTANCE_MEANING = (
     "flank; same contexts as DMLLR"
 )
 COLUMNS = ("contig", "pos", "id", "ref", "alt")
+OURS = frozenset({"DMLLR", "DMLEN", "DMDIST", "DMSTATUS"})
+"""INFO fields that are written; what stood under these names goes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +125,7 @@ def run(
     say = say or (lambda words: None)
     device = find_device(config.device)
     model = load_language_model(config.model, device)
+    check_writable(config.out)
     file = read_vcf(config.variants)
     genome = load_genome(config.genome, on_progress, warn)
     mismatched = _check_references(config, file, genome)
@@ -190,10 +200,16 @@ def score_variants(
     to_score: dict[str, list[tuple[int, int]]] = {}
     for number, variant in enumerate(variants):
         some: list[AltScore] = []
+        unknown = False
+        if number not in mismatched and any(allele_status(alt) is None for alt in variant.alts):
+            letters = genome.fetch(Interval(variant.contig, variant.start, variant.start + len(variant.ref)))
+            unknown = not set(letters) <= set("ACGT")
         for alt in variant.alts or (".",):
             status = (
                 "no_alt" if alt == "." else allele_status(alt) or ("ref_mismatch" if number in mismatched else None)
             )
+            if status is None and unknown:
+                status = "ambiguous"  # REF adds nothing where the genome says no base: nothing to compare with
             if status is None and len(alt) > MAX_ALLELE_BASES:
                 status = "too_long"
             if status is None:
@@ -263,8 +279,7 @@ def _write(config: ScoreConfig, file: VcfFile, scores: Sequence[Sequence[AltScor
     left = "from the first base of the contig" if config.left is None else f"{config.left} bases"
     words = f"{MEANING}; left context {left}, right flank {config.right} bases, strands {config.strands}"
     if kind in (".vcf", ".vcf.gz"):
-        ours = {"DMLLR", "DMLEN", "DMDIST", "DMSTATUS"}
-        header = [line for line in file.header[:-1] if not any(line.startswith(f"##INFO=<ID={name},") for name in ours)]
+        header = [line for line in file.header[:-1] if not any(line.startswith(f"##INFO=<ID={name},") for name in OURS)]
         header += [
             info_line("DMLLR", "A", "Float", words),
             info_line("DMLEN", "A", "Integer", "Bases of ALT minus bases of REF; DMLLR compares only within one DMLEN"),
@@ -272,13 +287,14 @@ def _write(config: ScoreConfig, file: VcfFile, scores: Sequence[Sequence[AltScor
                 "DMSTATUS",
                 "A",
                 "String",
-                "scored, or why not: star, symbolic, breakend, ambiguous, too_long, ref_mismatch",
+                "scored, or why not: star, symbolic, breakend, ambiguous (no A C G T in ALT, or in the genome at REF), "
+                "too_long, ref_mismatch, no_alt",
             ),
             *([info_line("DMDIST", "A", "Float", DISTANCE_MEANING)] if config.distance else []),
             file.header[-1],
         ]
         lines = [
-            with_info(variant, _fields(some, config.distance)) if variant.alts else with_info(variant, [])
+            with_info(variant, _fields(some, config.distance) if variant.alts else [], OURS)
             for variant, some in zip(file.variants, scores, strict=True)
         ]
         text = "\n".join([*header, *lines]) + "\n"

@@ -20,7 +20,7 @@ from dna_mamba.data.vocabulary import BASE_BITS, STORE_T
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import WholeFile, find_device, load_language_model
+from dna_mamba.pipelines.sequences import WholeFile, check_writable, find_device, load_language_model
 from dna_mamba.training.metrics import stream_losses
 
 POINTS = 2000
@@ -119,6 +119,7 @@ def run(
         raise InputError(f"-o {config.out} needs pyBigWig; pip install 'dna-mamba[formats]', or take --picture alone")
     device = find_device(config.device)
     model = load_language_model(config.model, device)
+    check_writable(config.out, config.picture)
     genome = load_genome(config.genome, on_progress, warn)
     regions = [parse_region(text) for text in config.regions]
     for region in regions:

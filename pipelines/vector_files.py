@@ -39,7 +39,7 @@ def check_format(out: Path) -> None:
     missing = [name for name in needed.get(out.suffix, ()) if find_spec(name) is None]
     if missing:
         raise InputError(f"-o {out} needs {' and '.join(missing)}; pip install 'dna-mamba[formats]', or write .npz")
-    if out.is_dir():
+    if out.is_dir() or (out.suffix == ".zarr" and out.exists()):
         words = "exists" if out.suffix == ".zarr" else "is a directory"
         raise InputError(f"-o {out} {words}; choose another name")
 
@@ -143,8 +143,12 @@ class UnfinishedVectors:
 
     def clear(self) -> None:
         """Take everything away."""
+        # renamed first, so that whoever comes next makes a folder and a lock of its own
+        away = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            self.folder.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Give ranges of rows to hold at once."""
@@ -157,7 +161,7 @@ def write_file(vectors: UnfinishedVectors, columns: Columns) -> None:
 
     .npz and .parquet take memory for a piece of the rows; .h5ad and .zarr hold the columns of all rows.
     """
-    with WholeFile(vectors.out) as path:
+    with WholeFile(vectors.out, vectors.folder) as path:
         {".npz": _write_npz, ".parquet": _write_parquet}.get(vectors.out.suffix, _write_anndata)(path, vectors, columns)
 
 

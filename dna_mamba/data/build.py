@@ -529,7 +529,7 @@ def _build_locked(
         shutil.rmtree(building, ignore_errors=True)
         raise
     if warn and packer.num_uracil and not rna:
-        warn(f"{packer.num_uracil:,} letters U became N; pass --rna to read them as T")
+        warn(f"{packer.num_uracil:,} letters U became N; genome build --rna reads them as T")
     return GenomeStore.open(out)
 
 

@@ -168,9 +168,8 @@ def info_line(name: str, number: str, kind: str, description: str) -> str:
     return f'##INFO=<ID={name},Number={number},Type={kind},Description="{description}">'
 
 
-def with_info(variant: Variant, fields: Sequence[tuple[str, str]]) -> str:
-    """Give a record's line with INFO fields added; fields of these names that stood there are replaced."""
-    names = {name for name, _ in fields}
+def with_info(variant: Variant, fields: Sequence[tuple[str, str]], names: frozenset[str]) -> str:
+    """Give a record's line with INFO fields added; what stood there under one of these names goes."""
     old = [f for f in variant.columns[7].split(";") if f not in ("", ".") and f.split("=")[0] not in names]
     info = ";".join([*old, *(f"{name}={value}" for name, value in fields)])
     return "\t".join([*variant.columns[:7], info or ".", *variant.columns[8:]])

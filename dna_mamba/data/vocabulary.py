@@ -37,12 +37,13 @@ def complement_table() -> np.ndarray:
 
 
 def tokens_of(text: str) -> np.ndarray:
-    """Turn letters of either case into token ids (uint8); IUPAC codes become N.
+    """Turn letters of either case into token ids (uint8); U is read as T, and IUPAC codes become N.
 
     Raises:
         ValueError: A character is not an IUPAC letter of DNA.
     """
-    stored = np.frombuffer(text.encode("ascii", "replace").translate(FASTA_TABLE), np.uint8)
+    letters = text.encode("ascii", "replace").replace(b"U", b"T").replace(b"u", b"t")
+    stored = np.frombuffer(letters.translate(FASTA_TABLE), np.uint8)
     if stored.size and stored.max() == INVALID:
         position = int(np.argmax(stored == INVALID))
         raise ValueError(

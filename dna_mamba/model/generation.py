@@ -85,6 +85,11 @@ class SamplingConfig:
     """Draw from the fewest likeliest bases that together have this probability (Holtzman et al. 2020)."""
 
     def __post_init__(self) -> None:
+        numbers = (self.temperature, self.top_p)
+        if any(isinstance(x, bool) or not isinstance(x, int | float) for x in numbers) or type(self.top_k) is not int:
+            raise InputError(
+                f"temperature {self.temperature!r}, top_p {self.top_p!r}: expected numbers; top_k a whole one"
+            )
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature {self.temperature} must be a number from 0 up")
         if not 1 <= self.top_k <= 4:
@@ -176,6 +181,10 @@ def generate(
     """
     if not len(prompt_T):
         raise InputError("the prompt is empty; give at least one base")
+    if type(length) is not int or type(num_sequences) is not int or type(seed) is not int or not 0 <= seed < 2**63:
+        raise InputError(
+            f"length {length!r}, number {num_sequences!r} and seed {seed!r} must be whole, the seed 0 to 2^63 - 1"
+        )
     if length < 1 or num_sequences < 1:
         raise InputError(f"{num_sequences} sequences of {length} bases were asked for; both must be at least 1")
     device = model.lm_head.weight.device

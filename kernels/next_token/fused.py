@@ -45,8 +45,8 @@ def _draw(
         words, _, _, _ = tl.philox(
             seed, counter, zero + (step & 0xFFFFFFFF).to(tl.uint32), zero + (step >> 32).to(tl.uint32), zero
         )
-        uniform = ((words >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08
-        drawn = tl.argmax(p / -tl.log(uniform), axis=1)
+        uniform = ((words >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23
+        drawn = tl.argmax(tl.where(p > 0, p / -tl.log(uniform), -1.0), axis=1)
     gained = tl.sum(tl.where(j[None, :] == drawn[:, None], log_p, 0.0), axis=1)
     tl.store(sums_ptr + b, tl.load(sums_ptr + b, real, 0.0) + gained.to(tl.float64), real)
     token = first + drawn

@@ -11,8 +11,8 @@ from dna_mamba.kernels.rms_norm import rms_norm
 
 CANDIDATES = 4
 WORD = 0xFFFFFFFF
-BLOCK = 256
-"""Steps whose random numbers are made at once."""
+BLOCK, BLOCK_NUMBERS = 256, 2**18
+"""Steps whose random numbers are made at once, and sequences times steps at most."""
 
 
 def _philox(counters: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> Tensor:
@@ -39,20 +39,20 @@ def uniforms(seed: int, steps: Tensor, num_sequences: int) -> Tensor:
     zero = torch.zeros_like(counter_SBJ)
     low, high = ((steps & WORD)[:, None, None], (steps >> 32)[:, None, None])
     words = _philox((counter_SBJ + 0 * low, low + zero, high + zero, zero + 0 * low), seed)
-    return ((words >> 8).float() + 0.5) * 2**-24
+    return ((words >> 9).float() + 0.5) * 2**-23  # one bit more and the largest would round to 1
 
 
 @functools.lru_cache(maxsize=2)
-def _block(seed: int, block: int, num_sequences: int) -> Tensor:
-    return uniforms(seed, torch.arange(block * BLOCK, (block + 1) * BLOCK), num_sequences)
+def _block(seed: int, block: int, size: int, num_sequences: int) -> Tensor:
+    return uniforms(seed, torch.arange(block * size, (block + 1) * size), num_sequences)
 
 
 def _uniforms_of_step(seed: int, step_1: Tensor, num_sequences: int) -> Tensor:
     """Give (B, J); in main memory many steps are made at once, which costs little more than one."""
     if step_1.is_cuda:  # a CUDA graph cannot look at the step
         return uniforms(seed, step_1, num_sequences)[0]
-    step = int(step_1)
-    return _block(seed, step // BLOCK, num_sequences)[step % BLOCK]
+    step, size = int(step_1), max(1, min(BLOCK, BLOCK_NUMBERS // num_sequences))
+    return _block(seed, step // size, size, num_sequences)[step % size]
 
 
 def probabilities(logits_BJ: Tensor, temperature: float, top_k: int, top_p: float, greedy: bool) -> Tensor:
@@ -94,7 +94,7 @@ def next_token_naive(
     logits_BJ = F.linear(norm_BD, head_VD[first : first + CANDIDATES])
     p_BJ = probabilities(logits_BJ, temperature, top_k, top_p, greedy)
     noise_BJ = -torch.log(_uniforms_of_step(seed, step_1, len(residual_BD)).to(p_BJ.dtype))
-    drawn_B = (p_BJ / noise_BJ).argmax(-1)
+    drawn_B = torch.where(p_BJ > 0, p_BJ / noise_BJ, -1.0).argmax(-1)
     sums_B += logits_BJ.double().log_softmax(-1).gather(-1, drawn_B[:, None])[:, 0]
     tokens_B = drawn_B + first
     kept_SB.index_copy_(0, step_1 % len(kept_SB), tokens_B[None].to(torch.uint8))

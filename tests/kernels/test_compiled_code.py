@@ -90,3 +90,49 @@ def test_the_hot_loops_have_no_barrier_and_no_spill(kernel, variant):
         # the sums over channels of the backward: 16 exchanges for 16 states, not 80
         exchanges = {16: 16, 7: 9}[states]
         assert loop.count("SHFL") == (exchanges if kernel == "gradients" else 0)
+
+
+STEP = """
+import json, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from dna_mamba.kernels.mamba_step import fused
+from dna_mamba.kernels.next_token import fused as drawing
+
+given = {"eps": "fp32", "temperature": "fp32", "top_p": "fp32", "seed": "i64", "kept_ptr": "*u8", "sums_ptr": "*fp64",
+         "step_ptr": "*i64"}
+shared = {}
+def compiled(kernel, warps, **constants):
+    signature = {n: "constexpr" if n in constants else given.get(n, "*fp32" if n.endswith("_ptr") else "i32") for n in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs={})
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    shared[f"{kernel.__name__} {constants}"] = made.metadata.shared
+
+for D in (64, 128, 256):
+    rows, columns, warps = fused.GROW
+    compiled(fused._expand, warps, K=4, D=D, BB=min(rows, rows * 128 // D), BE=columns, TOGETHER=True)
+compiled(fused._expand, fused.WARPS[0], K=4, D=128, BB=1, BE=fused.EXPAND, TOGETHER=False)
+compiled(fused._scan, fused.WARPS[1], R=16, N=16, BE=fused.SCAN, BI=fused.INNER)
+compiled(fused._select, fused.SELECT[2], R=16, M=32, BB=fused.SELECT[0], BI=fused.SELECT[1])
+compiled(fused._advance, fused.ADVANCE[2], N=16, BE=fused.ADVANCE[1], SEQUENCES=fused.ADVANCE[0])
+rows, columns, inner, warps = fused.JOIN
+compiled(fused._contract, warps, BB=rows, BD=columns, BI=inner, TOGETHER=True)
+compiled(fused._contract, fused.WARPS[2], BB=1, BD=fused.CONTRACT, BI=fused.INNER, TOGETHER=False)
+for block, greedy, some in ((8, False, True), (1, False, False), (1, True, False)):
+    compiled(drawing._draw, 4, D=128, BB=block, GREEDY=greedy, FILTER=some)
+print(json.dumps(shared))
+"""
+
+
+def test_the_kernels_of_a_step_compile_and_fit_the_shared_memory_of_small_gpus():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", STEP],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    shared = json.loads(done.stdout.splitlines()[-1])
+    assert len(shared) == 12 and max(shared.values()) <= 99 * 1024, shared

@@ -30,6 +30,19 @@ def test_uniforms_fill_the_unit_interval_and_differ_between_steps_sequences_and_
         assert abs(float(torch.corrcoef(torch.stack([some.flatten(), other.flatten()]))[0, 1])) < 0.02
 
 
+def test_the_largest_random_number_stays_below_one_and_no_filtered_token_is_drawn(monkeypatch):
+    from dna_mamba.kernels.next_token import naive
+
+    monkeypatch.setattr(naive, "_philox", lambda counters, seed: torch.full_like(counters[0], 0xFFFFFFFF))
+    largest = uniforms(1, torch.tensor([0]), 3)
+    assert float(largest.max()) < 1 and float(-largest.log().min()) > 0
+    naive._block.cache_clear()
+    drawn, _ = run(3, 16, Sampling(top_k=1, seed=77), "naive", "cpu")
+    naive._block.cache_clear()
+    monkeypatch.undo()
+    assert torch.equal(drawn, run(3, 16, Sampling(temperature=0), "naive", "cpu")[0])
+
+
 def make(B, D, V=16):
     generator = torch.Generator().manual_seed(0)
     residual_BD = torch.randn(B, D, generator=generator)

@@ -1,5 +1,6 @@
 """Embeddings: the same vectors whatever the pieces, companions, shards and formats; rows keep their names."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -186,6 +187,7 @@ def test_a_table_of_sequences_is_embedded(directory, model, write, tmp_path):
     for text, words in (
         ("name,dna\na,ACGT\n", "columns name, dna; expected one named sequence"),
         ("sequence\nACGT\nACXT\n", "row 3"), ("sequence\n\"\"\n", "row 2: the sequence is empty"),
+        ('sequence,name\nACGT,"a\nGGGG,b\n', "cannot read"), ('sequence,name\nACGT,"a\nb"\n', "a quote left open"),
         ("sequence,name\nACGT\n", "row 2: 1 columns, the header has 2"), ("", "columns none"), ("sequence\n", "no sequence"),
     ):  # fmt: skip
         config = pipeline.EmbedRunConfig(
@@ -242,6 +244,28 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bytes(directory, fasta, tmp_pa
     pipeline.run(config("cut", layer=1), warn=told.append)  # other vectors: none of the old are used
     pipeline.run(config("fresh", layer=1))
     assert config("cut").out.read_bytes() == config("fresh").out.read_bytes() and "starts anew" in told[0]
+
+
+def test_a_zarr_output_that_exists_is_refused_and_a_failed_end_keeps_the_vectors(
+    directory, fasta, tmp_path, monkeypatch
+):
+    (tmp_path / "file.zarr").write_text("mine")
+    config = pipeline.EmbedRunConfig(model=directory, sequences=str(fasta), out=tmp_path / "file.zarr", device="cpu")
+    with pytest.raises(InputError, match="exists; choose another name"):
+        pipeline.run(config)
+    config = pipeline.EmbedRunConfig(model=directory, sequences=str(fasta), out=tmp_path / "o.npz", device="cpu")
+
+    def fails(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("dna_mamba.pipelines.vector_files._write_npz", fails)
+    with pytest.raises(InputError, match="cannot write .*o.npz: Input/output error"):
+        pipeline.run(config)
+    assert [p.name for p in (tmp_path / ".o.npz.unfinished").glob("*npz*")] == []
+    monkeypatch.undo()
+    result = pipeline.run(config)
+    assert result.resumed_bases == result.num_bases  # nothing was read again
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["file.zarr", "o.npz"]
 
 
 def test_two_runs_at_one_output_do_not_mix(directory, fasta, tmp_path):
@@ -337,6 +361,14 @@ def test_three_lines_to_a_result(directory, model):
     for bad, words in (("", "is empty"), ("ACX", "no letter of DNA"), ([3], "is int")):
         with pytest.raises(InputError, match=words):
             loaded.embed(bad)
+    assert loaded.score("acgu") == loaded.score("ACGT") != loaded.score("ACGN")
+    for call in (
+        lambda: loaded.embed("ACGT", pool=3), lambda: loaded.embed("ACGT", layer=1.5), lambda: dm.load(None),
+        lambda: loaded.generate("ACGT", 5.0), lambda: loaded.generate(seed=-1), lambda: loaded.generate(seed=2**70),
+        lambda: loaded.generate(temperature="hot"), lambda: loaded.generate(top_k=2.5),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="whole|number|expected"):
+            call()
     with pytest.raises(AttributeError):
         _ = dm.nothing
 
@@ -352,6 +384,14 @@ def test_the_embedder_works_inside_scikit_learn(directory):
         20,
         16,
     )
+    import pandas as pd
+
+    frame = pd.DataFrame({"DNA": rich[:3]})
+    assert np.array_equal(fitted.transform(frame), fitted.transform(rich[:3]))
+    with pytest.raises(InputError, match="X has the columns a, b; give the one"):
+        fitted.transform(pd.DataFrame({"a": rich, "b": rich}))
+    with pytest.raises(InputError, match="one string"):
+        Embedder(str(directory)).fit("ACGT")
     for pool, windows in (("none", 60), ("window:25", 3)):
         sided = Embedder(str(directory), pool=pool, device="cpu").fit(rich)
         vectors = sided.transform(poor[:2])

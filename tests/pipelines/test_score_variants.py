@@ -3,6 +3,7 @@
 import csv
 import errno
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,6 +227,47 @@ def test_what_is_written_opens_in_pysam(place, tmp_path):
         found = {record.id: record for record in file}
     assert len(found["several"].info["DMLLR"]) == 5 and found["several"].info["DMSTATUS"][2] == "star"
     assert found["snv"].info["DMLEN"] == (0,) and found["snv"].info["DB"] is True
+
+
+def test_scores_of_an_earlier_run_go_and_a_gap_in_the_genome_is_ambiguous(place, tmp_path):
+    pysam = pytest.importorskip("pysam")
+    folder, _, letters = place
+    (tmp_path / "g.fa").write_text(f">c1\n{letters[:299]}N{letters[300:]}\n")
+    rows = [("c1", 100, "old", letters[99], other(letters[99]), "DMDIST=3;DMLLR=9;DB"), ("c1", 50, "none", letters[49], ".", "DMLLR=1"),
+            ("c1", 300, "gap", "N", "A", ".")]  # fmt: skip
+    vcf = write_vcf(tmp_path / "v.vcf", sorted(rows, key=lambda r: r[1]))
+    added = (
+        "##contig=<ID=c1>",
+        '##INFO=<ID=DMDIST,Number=A,Type=Float,Description="x">',
+        '##INFO=<ID=DB,Number=0,Type=Flag,Description="d">',
+    )
+    added = (*added, '##FORMAT=<ID=GT,Number=1,Type=String,Description="g">', '##FILTER=<ID=PASS,Description="p">')
+    vcf.write_text(vcf.read_text().replace("#CHROM", "\n".join([*added, "#CHROM"])))
+    config = {"model": folder / "model", "genome": str(tmp_path / "g.fa"), "right": 5}
+    run(ScoreConfig(variants=vcf, out=tmp_path / "o.vcf.gz", **config))
+    with pysam.VariantFile(str(tmp_path / "o.vcf.gz")) as file:
+        found = {record.id: record for record in file}
+    assert "DMDIST" not in found["old"].info and found["old"].info["DB"] is True and found["old"].info["DMLLR"][0] != 9
+    assert "DMLLR" not in found["none"].info and found["gap"].info["DMSTATUS"] == ("ambiguous",)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(place, tmp_path):
+    folder, _, letters = place
+    vcf = write_vcf(tmp_path / "v.vcf", records(letters))
+    said = []
+    with pytest.raises(InputError, match="cannot write /proc/o.vcf"):
+        config = ScoreConfig(
+            model=folder / "model", variants=vcf, genome=str(folder / "g.dna"), out=Path("/proc/o.vcf")
+        )
+        run(config, say=said.append)
+    assert not said
+    with pytest.raises(InputError, match="no model directory|neither a run"):
+        run(
+            ScoreConfig(
+                model=folder / "nope", variants=vcf, genome=str(folder / "g.dna"), out=tmp_path / "new" / "o.vcf"
+            )
+        )
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["v.vcf"]
 
 
 def test_a_full_disk_is_told_with_the_name_and_leaves_nothing(place, tmp_path, monkeypatch):
