@@ -772,7 +772,8 @@ def species(
         return
     for table in reports.finetune_as_tables(result):
         stdout.print(table)
-    print(f"run: {result.out}\npicture: {result.out / 'accuracy.png'}\nnext: dna-mamba classify {result.out} FASTA")
+    of_last = result.out if len(result.lengths) == 1 else result.out / "lengths" / str(result.lengths[-1].seq_len)
+    print(f"run: {result.out}\npicture: {result.out / 'accuracy.png'}\nnext: dna-mamba classify {of_last} FASTA")
 
 
 @app.command

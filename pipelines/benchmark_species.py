@@ -47,6 +47,7 @@ class SpeciesBenchResult:
             "simulated": True,
             "seconds": self.seconds,
             "leaks": self.leaks(),
+            "model_above_chance": self.learned(),
             "on": asdict(self.on),
             "off": asdict(self.off),
         }
@@ -62,6 +63,10 @@ class SpeciesBenchResult:
             if wide.low > chance:
                 found.append(f"{name}: {wide.low:.3f} to {wide.high:.3f}")
         return found
+
+    def learned(self) -> bool:
+        """Say whether the model's interval lies above chance where insertions were planted."""
+        return bool(self.on.rows[0]["accuracy"]["low"] > self.on.rows[-1]["value"])
 
     def as_text(self) -> str:
         """Give a table in Markdown."""
@@ -83,7 +88,8 @@ class SpeciesBenchResult:
             lines.append(f"| {row['name']} | {cell(row)} | {cell(of_off.get(row['name']))} |")
         leaks = self.leaks()
         words = "; ".join(leaks) if leaks else "nothing is above chance at 99 %"
-        return "\n".join([*lines, "", f"leak test: {words}"])
+        model = "above chance" if self.learned() else "not above chance"
+        return "\n".join([*lines, "", f"with insertions the model is {model}", f"leak test: {words}"])
 
 
 def _config(config: SpeciesBenchConfig, manifest: Path) -> finetune_species.FinetuneSpeciesConfig:

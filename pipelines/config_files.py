@@ -3,7 +3,7 @@
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,6 +126,9 @@ def _read(kind: Any, value: Any, name: str, where: str) -> Any:
         arguments = {
             key: _read(hints[key], item, f"{name}.{key}" if name else key, where) for key, item in value.items()
         }
+        for field in fields(kind):
+            if field.default is MISSING and field.default_factory is MISSING and field.name not in arguments:
+                raise InputError(f"{where}: {name or 'the top'} lacks the key {field.name!r}")
         try:
             return kind(**arguments)  # type: ignore[operator]
         except InputError as error:

@@ -59,8 +59,9 @@ class LabelledGenomes:
     """Test part of assemblies that were held out; classes without one are missing."""
 
     def windows(
-        self, part: str, length: int, seed: int, data: LabelledDataConfig, *, max_masked: float | None = None
-    ) -> LabelledWindows:
+        self, part: str, length: int, seed: int, data: LabelledDataConfig, *, max_masked: float | None = None,
+        drop_n: bool | None = None,
+    ) -> LabelledWindows:  # fmt: skip
         """Draw from a part ('train', 'valid', 'test', or 'held out' for the test part of other individuals)."""
         if part == "held out":
             assert self.held_out is not None
@@ -68,8 +69,8 @@ class LabelledGenomes:
         else:
             contigs = getattr(self.split, part)
         return LabelledWindows(
-            self.stores, contigs, length, seed=seed, by_length=data.by_length, drop_n=data.drop_n,
-            match_gc=data.match_gc, max_masked=max_masked,
+            self.stores, contigs, length, seed=seed, by_length=data.by_length,
+            drop_n=data.drop_n if drop_n is None else drop_n, match_gc=data.match_gc, max_masked=max_masked,
         )  # fmt: skip
 
 
@@ -164,7 +165,7 @@ def _open(
 def _check_record(assembly: Assembly, folder: Path) -> None:
     try:
         known = json.loads((folder / RECORD).read_text())[assembly.name]
-        if known["stored"] == (assembly.sha256 or known["sha256"]):
+        if known["stored"] == (assembly.sha256 or known["sha256"]) and known["url"] == assembly.url:
             return
     except (OSError, ValueError, KeyError, TypeError):
         pass

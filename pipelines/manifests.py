@@ -273,6 +273,10 @@ def _fetch_one(
                 f"{assembly.name}: nobody has tried its URL for this manifest; if it fails, look up {assembly.accession}"
             )
         file = folder / f"{assembly.name}.fa.gz"
+        if known and known.get("url") != assembly.url:
+            say(f"{assembly.name}: what is here came from another URL ({known.get('url')}); it is fetched anew")
+            file.unlink(missing_ok=True)
+            known.clear()
         expected = assembly.sha256 or known.get("sha256")
         sha256 = download(
             assembly.url, file, sha256=expected, on_progress=progress("downloading"), max_bytes=MAX_BYTES, pause=pause
@@ -284,10 +288,20 @@ def _fetch_one(
     homologue_of = {row.name: row.homologue for row in assembly.contigs if row.verified}
     if assembly.report_url is not None:
         report = folder / f"{assembly.name}.report.txt"
-        known["report_sha256"] = download(
-            assembly.report_url, report, sha256=known.get("report_sha256"), max_bytes=MAX_REPORT_BYTES, pause=pause
-        )
-        homologue_of |= homologues_of_report(report.read_text(errors="replace"), str(report))
+        if known.get("report_url", assembly.report_url) != assembly.report_url:
+            report.unlink(missing_ok=True)
+            known.pop("report_sha256", None)
+        expected = known.get("report_sha256")
+        came = download(assembly.report_url, report, sha256=expected, max_bytes=MAX_REPORT_BYTES, pause=pause)
+        try:
+            homologue_of |= homologues_of_report(report.read_text(errors="replace"), str(report))
+        except InputError:  # an error page perhaps: the next try asks again
+            report.unlink(missing_ok=True)
+            known.pop("report_sha256", None)
+            raise
+        if expected is None:
+            say(f"{assembly.name}: no checksum of its report is known; recorded SHA-256 {came} of what came")
+        known |= {"report_sha256": came, "report_url": assembly.report_url}
     store = folder / f"{assembly.name}.dna"
     if known.get("stored") != sha256 or not _is_store(store):
         try:

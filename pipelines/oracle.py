@@ -103,8 +103,18 @@ def attainable(truth: Truth, window_bases: int) -> float:
     return float(by_species.max(0).sum() / len(truth.species))
 
 
-def counted(truth: Truth, places: Sequence[Place], window_bases: int, seed: int = 0) -> Share:
-    """Answer fixed windows from the insertions that they really show; equals are told apart by a seeded draw."""
+def counted(
+    truth: Truth, places: Sequence[Place], window_bases: int, seed: int = 0, effective: float | None = None
+) -> Share:
+    """Answer fixed windows from the insertions that they really show; equals are told apart by a seeded draw.
+
+    Args:
+        truth: What was planted.
+        places: The windows.
+        window_bases: Their length.
+        seed: Of the draws.
+        effective: Windows that the interval counts with, where they overlap.
+    """
     by_species, sets = chances(truth, window_bases)
     column_of = {some: column for column, some in enumerate(sets)}
     generator = np.random.default_rng(seed)
@@ -116,4 +126,4 @@ def counted(truth: Truth, places: Sequence[Place], window_bases: int, seed: int 
         likelihoods = by_species[:, column_of[shown]]
         best = np.flatnonzero(likelihoods >= likelihoods.max() * (1 - 1e-9))
         right += truth.species[int(generator.choice(best))] == place.label
-    return Share.of(right, len(places))
+    return Share.of(right, len(places), effective=effective)

@@ -183,8 +183,8 @@ def _loci(
 
 
 def default_split(loci: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give every fifth locus to test, and the one after it to validation."""
-    return tuple(loci[4::5]) or tuple(loci[-1:]), tuple(loci[3::5])
+    """Give every fifth locus to test, and the one before it to validation."""
+    return tuple(loci[4::5]), tuple(loci[3::5])
 
 
 def run(

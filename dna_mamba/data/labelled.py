@@ -109,7 +109,12 @@ def _split(
         if name not in known:
             some = sorted(known)
             listed = ", ".join(some[:30]) + (", ..." if len(some) > 30 else "")
-            raise InputError(f"no contig descends from {what} {name!r}; known are {listed or 'none'}")
+            if not known:
+                raise InputError(
+                    f"no contig has a verified {what}, so {name!r} cannot be held out; list contigs with their homologue and "
+                    "verified: true, give a report_url, or split by contig"
+                )
+            raise InputError(f"no contig descends from {what} {name!r}; known are {listed}")
     rest = "train" if train is None else "left_out"
     found: dict[str, list[LabelledContig]] = {"train": [], "valid": [], "test": [], "left_out": []}
     for contig in contigs:
@@ -206,7 +211,11 @@ class LabelledWindows:
                 if place not in found:
                     break
             else:
-                raise InputError(f"{number:,} windows are more than {place.label} has places for; ask for fewer")
+                raise InputError(
+                    f"class {place.label} has places for about {len(found) // len(self.labels):,} different windows of "
+                    f"{self.length:,} bases, {number:,} of all classes were asked for; set evaluation.valid_windows and "
+                    f"evaluation.test_windows lower"
+                )
             found[place] = None
         return list(found)
 
@@ -245,9 +254,14 @@ class LabelledWindows:
             if self._accepted is not None and generator.random() >= self._accepted[label][self._gc_bin(place)]:
                 continue
             return place
+        asked = [
+            *(["without N"] if self.drop_n else []),
+            *([f"with at most {self.max_masked:.0%} repeats"] if self.max_masked is not None else []),
+            *(["with the share of G and C that all classes have"] if self._accepted is not None else []),
+        ]
         raise InputError(
-            f"class {label}: {MAX_TRIES} draws found no window of {self.length:,} bases without N, and with the share of G "
-            f"and C or of repeats that is asked for; take shorter windows"
+            f"class {label}: {MAX_TRIES} draws found no window of {self.length:,} bases {' and '.join(asked)}; take shorter "
+            f"windows"
         )
 
     def _gc_bin(self, place: Place) -> int:

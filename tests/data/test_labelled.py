@@ -165,5 +165,5 @@ def test_what_cannot_be_drawn_is_told(genomes):
     with pytest.raises(InputError, match="draws found no window of 28,000 bases without N"):
         windows.place(0, 0)
     tiny = [c for c in contigs_of(genomes) if c.contig == "c3"]
-    with pytest.raises(InputError, match="more than a has places for"):
+    with pytest.raises(InputError, match="class a has places for about"):
         LabelledWindows(genomes, tiny, 149, seed=0).places(10)

@@ -338,7 +338,7 @@ MISTAKES = {
     "unknown chromosome": (None, ["--valid", "2", "--test", "9"], "no contig descends from human chromosome '9'"),
     "same chromosome": (None, ["--valid", "2", "--test", "2"], "given for validation and for test"),
     "window too long": (None, ["--seq-len", "20000"], "class a has no contig of 20,000 bases; its longest here has 12,000"),
-    "few places": (None, ["--seq-len", "12000"], "more than a has places for"),
+    "few places": (None, ["--seq-len", "12000"], "class a has places for about"),
     "pooling": (None, ["--pooling", "men"], "did you mean 'mean'"),
     "frozen scratch": (None, ["--frozen"], "name one with --checkpoint"),
     "few epochs": (None, ["--seq-len", "65536", "--epochs", "1"], "too few for length warm-up"),

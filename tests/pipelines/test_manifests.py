@@ -104,6 +104,7 @@ def test_the_report_is_fetched_and_read(server, write, tmp_path):  # noqa: F811
 
 MISTAKES = {
     "unknown key": ("label: b", "lable: b", "did you mean 'label'"),
+    "no label": ("  label: b\n", "", "lacks the key 'label'"),
     "missing file": ("fasta: a.fa", "fasta: z.fa", "z.fa does not exist"),
     "label twice": ("label: b", "label: a", "the label 'a' stands there twice"),
     "name twice": ("name: b-1", "name: a-1", "the assembly name 'a-1' stands there twice"),
@@ -147,6 +148,19 @@ def test_an_error_page_is_not_kept_as_a_genome(server, write, tmp_path):  # noqa
     server.content = gzip.compress(b">NC_3.1\nTTTTACGT\n", mtime=0)
     found = manifests.fetch(manifest, tmp_path / "here", pause=0.01)
     assert GenomeStore.open(found[1].store).fetch(Interval("NC_3.1", 0, 8)) == "TTTTACGT"
+
+
+def test_another_url_is_fetched_anew(server, write, tmp_path):  # noqa: F811
+    write("a.fa", ">chr1\nACGTACGT\n")
+    server.content = gzip.compress(b">NC_3.1\nTTTTACGT\n", mtime=0)
+    manifests.fetch(read_genome_manifest(write("m.yaml", two_classes(server.url))), tmp_path / "here", pause=0.01)
+    server.content = gzip.compress(b">NC_3.2\nGGGGACGT\n", mtime=0)
+    said = []
+    manifest = read_genome_manifest(write("m.yaml", two_classes(server.url + "?version=2")))
+    found = manifests.fetch(manifest, tmp_path / "here", pause=0.01, say=said.append)
+    assert GenomeStore.open(found[1].store).fetch(Interval("NC_3.2", 0, 8)) == "GGGGACGT"
+    assert any("came from another URL" in words for words in said)
+    assert json.loads((tmp_path / "here" / "fetched.json").read_text())["b-1"]["url"].endswith("version=2")
 
 
 def test_two_fetches_into_one_folder_do_not_meet(write, tmp_path):

@@ -1,0 +1,38 @@
+"""The verdicts of the species benchmark, on rows worked out by hand."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from dna_mamba.pipelines.benchmark_species import SpeciesBenchResult
+from dna_mamba.pipelines.class_metrics import Share
+from dna_mamba.pipelines.finetune_species import LengthResult
+
+
+def length(*rights, number=600):
+    names = ("Mamba 4x64, mean", "k-mers + logistic regression")
+    rows = [
+        {"name": n, "value": r / number, "accuracy": asdict(Share.of(r, number))}
+        for n, r in zip(names, rights, strict=True)
+    ]
+    rows.append({"name": "chance", "value": 0.2, "accuracy": None})
+    return LengthResult(seq_len=4096, began_with="human-4x64", rows=tuple(rows), seconds=1.0, bases=1)
+
+
+def result(on, off):
+    return SpeciesBenchResult(out=Path("x"), on=length(*on), off=length(*off), seconds=60.0)
+
+
+# two rows share 1 %: z is 2.807, and Wilson's interval leaves 0.2 behind where right / 600 > 0.2 + 2.807 sqrt(0.2 0.8 / 600), 147.5
+@pytest.mark.parametrize("right, leaks", [(120, 0), (147, 0), (148, 1), (300, 1)])
+def test_what_is_above_chance_without_insertions_is_a_leak(right, leaks):
+    found = result((270, 330), (120, right))
+    assert len(found.leaks()) == leaks and all("k-mers" in words for words in found.leaks())
+    assert ("nothing is above chance" in found.as_text()) == (not leaks)
+    assert found.as_dict()["leaks"] == found.leaks() and found.as_dict()["simulated"] is True
+
+
+def test_a_model_at_chance_with_insertions_is_said_to_be():
+    assert "the model is above chance" in result((270, 330), (120, 120)).as_text()
+    assert "the model is not above chance" in result((121, 330), (120, 120)).as_text()
