@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 CONSTRAINTS := constraints/cpu.txt
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' $(CONSTRAINTS))
 
-.PHONY: setup demo test test-gpu check docs clean
+.PHONY: setup demo test test-gpu test-faults check docs clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ test: check
 GPU_PYTHON ?= $(BIN)/python
 test-gpu:
 	$(GPU_PYTHON) -m pytest -m gpu
+
+# Fifty kills of each command, 7 minutes on two cores; make test tries three.
+test-faults: setup
+	KILLS=50 OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_faults.py -n $(WORKERS)
 
 docs: setup
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[docs]"
