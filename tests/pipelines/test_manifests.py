@@ -150,6 +150,20 @@ def test_an_error_page_is_not_kept_as_a_genome(server, write, tmp_path):  # noqa
     assert GenomeStore.open(found[1].store).fetch(Interval("NC_3.1", 0, 8)) == "TTTTACGT"
 
 
+def test_an_error_page_is_not_kept_as_a_report(server, write, tmp_path):  # noqa: F811
+    write("a.fa", ">chr1\nACGTACGT\n")
+    write("b.fa", ">NC_3.1\nACGTACGT\n")
+    text = two_classes(server.url).replace(f"    url: {server.url}", f"    fasta: b.fa\n    report_url: {server.url}")
+    manifest = read_genome_manifest(write("m.yaml", text))
+    server.content = b"<html>try later</html>"
+    with pytest.raises(InputError, match="no NCBI assembly report"):
+        manifests.fetch(manifest, tmp_path / "here", pause=0.01)
+    server.content = REPORT.encode()
+    said = []
+    found = manifests.fetch(manifest, tmp_path / "here", pause=0.01, say=said.append)
+    assert found[1].homologue_of["NC_3.1"] == "4" and any("checksum of its report" in words for words in said)
+
+
 def test_another_url_is_fetched_anew(server, write, tmp_path):  # noqa: F811
     write("a.fa", ">chr1\nACGTACGT\n")
     server.content = gzip.compress(b">NC_3.1\nTTTTACGT\n", mtime=0)
