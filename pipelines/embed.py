@@ -35,7 +35,6 @@ PART_BASES, PART_SEQUENCES = 2**18, 1024
 """Of a part of the work: what is sorted by length together, noted when it is done, and given to one shard."""
 SEQUENCE_COLUMNS = ("sequence", "seq")
 NAME_COLUMNS = ("name", "id")
-csv.field_size_limit(2**31 - 1)  # a field may hold a sequence of any length
 POOLS = ("mean", "last", "max", "none", "window:N")
 STRANDS = ("forward", "both")
 COLUMNS = ("contig", "start", "end", "strand", "name")
@@ -185,6 +184,7 @@ def read_csv(path: Path) -> Sequences:
     Raises:
         InputError: A column is missing, or a row holds no letters of DNA; the message names file and line.
     """
+    csv.field_size_limit(2**31 - 1)  # a field may hold a sequence of any length
     opener = gzip.open if path.suffix == ".gz" else open
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
     tokens, names = [], []

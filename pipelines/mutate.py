@@ -15,6 +15,7 @@ from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pretrain import load_genome
+from dna_mamba.pipelines.score_variants import check_context
 from dna_mamba.pipelines.sequences import (
     WholeFile,
     check_writable,
@@ -56,12 +57,7 @@ class MutateConfig:
             raise InputError(f"-o {self.out} must end in {' or '.join(FORMATS)}: the ending says the format")
         if self.picture is not None and self.picture.suffix.lower() != ".png":
             raise InputError(f"--picture {self.picture} must end in .png")
-        if self.left is not None and not 0 <= self.left <= 2**40:
-            raise InputError(f"--left {self.left} must be 0 or more bases, or full")
-        if not 0 <= self.right <= 2**30:
-            raise InputError(f"--right {self.right} must lie between 0 and 2^30 bases")
-        if self.strands not in ("forward", "both"):
-            raise InputError(f"strands {self.strands!r} is unknown; choose forward or both")
+        check_context(self.left, self.right, self.strands)
 
 
 @dataclass(frozen=True, kw_only=True)

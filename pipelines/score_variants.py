@@ -66,12 +66,21 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if format_of(self.out) is None:
             raise InputError(f"-o {self.out} must end in {', '.join(FORMATS)}: the ending says the format")
-        if self.left is not None and not 0 <= self.left <= 2**40:
-            raise InputError(f"--left {self.left} must be 0 or more bases, or full")
-        if not 0 <= self.right <= 2**30:
-            raise InputError(f"--right {self.right} must lie between 0 and 2^30 bases")
-        if self.strands not in ("forward", "both"):
-            raise InputError(f"strands {self.strands!r} is unknown; choose forward or both")
+        check_context(self.left, self.right, self.strands)
+
+
+def check_context(left: int | None, right: int, strands: str) -> None:
+    """Refuse contexts that make no sense.
+
+    Raises:
+        InputError: One is negative or absurdly long, or the strands are unknown.
+    """
+    if left is not None and not 0 <= left <= 2**40:
+        raise InputError(f"--left {left} must be 0 or more bases, or full")
+    if not 0 <= right <= 2**30:
+        raise InputError(f"--right {right} must lie between 0 and 2^30 bases")
+    if strands not in ("forward", "both"):
+        raise InputError(f"strands {strands!r} is unknown; choose forward or both")
 
 
 def format_of(out: Path) -> str | None:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from dna_mamba.data.vocabulary import N
-from dna_mamba.kernels.mamba_inner import SEGMENT
-from dna_mamba.kernels.selective_scan import STATES_AT_ONCE
+from dna_mamba.kernels.selective_scan import SEGMENT, STATES_AT_ONCE
 from dna_mamba.model.backbone import DnaMamba, ModelState
 from dna_mamba.model.mixers.mamba import MambaState
 from dna_mamba.training.metrics import acgt_losses

@@ -11,9 +11,6 @@ from dna_mamba.kernels.shapes import check_shapes
 
 from .naive import mamba_inner_naive
 
-SEGMENT = 16
-"""Positions between the states that `mamba_inner_states` can give."""
-
 
 def mamba_inner(
     xz_BTF: Tensor,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dna_mamba.kernels.causal_conv1d import last_inputs
 from dna_mamba.kernels.causal_conv1d.fused import conv_backward, conv_forward
-from dna_mamba.kernels.selective_scan.fused import SEGMENT, as_rows, forward_shapes, scan_backward, scan_forward
+from dna_mamba.kernels.selective_scan import SEGMENT
+from dna_mamba.kernels.selective_scan.fused import as_rows, forward_shapes, scan_backward, scan_forward
 
 
 def _in_given_dtypes(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:

@@ -10,12 +10,10 @@ from torch import Tensor
 from dna_mamba.kernels.dispatch import choose
 from dna_mamba.kernels.shapes import check_shapes
 
-from .naive import next_token_naive, probabilities, uniforms
+from .naive import CANDIDATES, next_token_naive, probabilities, uniforms
 
 __all__ = ["CANDIDATES", "MAX_WIDTH", "Sampling", "next_token", "probabilities", "uniforms"]
 
-CANDIDATES = 4
-"""Tokens, one after the other in the vocabulary, of which one is drawn."""
 MAX_WIDTH = 1024
 """Of the Triton kernel, which holds a whole vector."""
 GREEDY = 1e-6

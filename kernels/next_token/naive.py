@@ -10,6 +10,7 @@ from torch import Tensor
 from dna_mamba.kernels.rms_norm import rms_norm
 
 CANDIDATES = 4
+"""Tokens, one after the other in the vocabulary, of which one is drawn."""
 WORD = 0xFFFFFFFF
 BLOCK, BLOCK_NUMBERS = 256, 2**18
 """Steps whose random numbers are made at once, and sequences times steps at most."""

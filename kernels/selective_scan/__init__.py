@@ -11,6 +11,9 @@ from .naive import selective_scan_naive
 
 MAX_STATES = 64
 """Of a channel in the Triton kernels."""
+SEGMENT = 16
+"""Positions between the states that the Triton kernels keep: 64 / SEGMENT bytes an element; more of them take digits from the
+gradient of A."""
 STATES_AT_ONCE = 16
 """Of a channel that the Triton kernels hold in registers; more run in groups of so many."""
 

@@ -15,13 +15,11 @@ import triton
 from torch import Tensor
 
 from dna_mamba.kernels.fused_functions import LOG2_E, strided
-from dna_mamba.kernels.selective_scan import STATES_AT_ONCE
+from dna_mamba.kernels.selective_scan import SEGMENT, STATES_AT_ONCE
 from dna_mamba.kernels.selective_scan.fused_backward import chunk_adjoints, gradients
 from dna_mamba.kernels.selective_scan.fused_carry import carry, join_groups
 from dna_mamba.kernels.selective_scan.fused_forward import chunk_states, outputs
 
-SEGMENT = 16
-"""Positions between stored states: 64 / SEGMENT bytes an element; more of them take digits from the gradient of A."""
 PROGRAMS_A_SCHEDULER = 16
 """Warps that a chunked length is cut into, for each scheduler: many, so that the last ones to end cost little."""
 MIN_SEGMENTS = 16

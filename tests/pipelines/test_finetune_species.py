@@ -466,3 +466,14 @@ def test_overlapping_windows_count_as_few(manifest):
     assert windows.independent(windows.places(400)) < 6.01  # two contigs of 12,000 bases
     wide, narrow = Share.of(30, 60, effective=6.0), Share.of(30, 60)
     assert wide.high - wide.low > 2.4 * (narrow.high - narrow.low) and wide.value == narrow.value
+
+
+def test_the_seed_of_a_training_moves_no_window_that_it_is_judged_on():
+    from dna_mamba.pipelines import finetune_species as pipeline
+
+    one, other = (replace(pipeline.small("m.yaml"), seed=seed) for seed in (1, 2))
+    assert pipeline._seed(one, "train") != pipeline._seed(other, "train")
+    for part in ("valid", "test", "held out"):
+        assert pipeline._seed(one, part) == pipeline._seed(other, part)
+    moved = replace(one, evaluation=replace(one.evaluation, seed=7))
+    assert pipeline._seed(moved, "test") != pipeline._seed(one, "test")
