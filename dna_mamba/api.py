@@ -2,7 +2,7 @@
 """Three lines to a result: `import dna_mamba as dm; model = dm.load("human-4x64"); model.embed("ACGT...")`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -153,7 +153,11 @@ PIECE = 2**14
 
 
 def _several(sequences: Sequences) -> list[str]:
-    return [sequences] if isinstance(sequences, str) else list(sequences)
+    if isinstance(sequences, str):
+        return [sequences]
+    if isinstance(sequences, bytes) or not isinstance(sequences, Iterable):
+        raise InputError(f"sequences are {type(sequences).__name__}, expected letters of DNA, or a list of them")
+    return list(sequences)
 
 
 def _tokens(text: str) -> np.ndarray:

@@ -2,16 +2,19 @@
 
 import errno
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from dna_mamba.errors import InputError, StoppedError, TerminatedError
+from dna_mamba import signals
+from dna_mamba.errors import InputError, StoppedError, TerminatedError, printable
 
 app = App(
     name="dna-mamba",
@@ -28,8 +31,9 @@ app.command(bench_app)
 app.command(finetune_app)
 app.command(simulate_app)
 
-stderr = Console(stderr=True, soft_wrap=True)
-stdout = Console(soft_wrap=True)
+# names of files and contigs are text, not markup
+stderr = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
+stdout = Console(soft_wrap=True, markup=False, emoji=False)
 
 Many = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)]
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
@@ -75,11 +79,11 @@ def _progress_of_bases() -> tuple[Callable[[int, int], None], Any]:
 
 
 def _warn(words: str) -> None:
-    stderr.print(f"warning: {words}", highlight=False)
+    stderr.print(f"warning: {printable(words)}", highlight=False)
 
 
 def _say(words: str) -> None:
-    stderr.print(words, highlight=False)
+    stderr.print(printable(words), highlight=False)
 
 
 def _print_json(values: Any) -> None:
@@ -161,7 +165,7 @@ def show(genome: Path, region: str, /, *, reverse_complement: Flag = False) -> N
     else:
         update, progress = _progress_of_packing()
         with progress:
-            bases = open_genome(genome, on_progress=update, warn=_warn).fetch(interval)
+            bases = open_genome(genome, verify=False, on_progress=update, warn=_warn).fetch(interval)
     print(f">{interval}")
     for start in range(0, len(bases), 60):
         print(bases[start : start + 60])
@@ -566,7 +570,7 @@ def _piece_bases(text: str | None) -> int | None:
     """Read --piece-len."""
     if text is None or text == "auto":
         return None
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise InputError(f"--piece-len {text!r} must be a number of bases or auto")
     if len(text) > 12:
         raise InputError(f"--piece-len {text} is longer than any sequence; take at most 2^40")
@@ -882,7 +886,7 @@ def embed(
     from dna_mamba.pipelines import embed as pipeline
 
     number, _, of = shard.partition("/")
-    if not (number.isdecimal() and of.isdecimal()):
+    if not (number.isdecimal() and of.isdecimal() and shard.isascii()):
         raise InputError(f"--shard {shard!r} is not i/n, such as 1/4")
     config = pipeline.EmbedRunConfig(
         model=model, sequences=sequences, out=out, genome=genome, window_bases=window, device=device,
@@ -967,7 +971,7 @@ def score(
 
 
 def _left(text: str) -> int | None:
-    if text != "full" and not (text.isdecimal() and len(text) <= 12):
+    if text != "full" and not (text.isascii() and text.isdecimal() and len(text) <= 12):
         raise InputError(f"--left {text!r} must be a number of bases, or full")
     return None if text == "full" else int(text)
 
@@ -1669,26 +1673,50 @@ def bench_genome(*, megabases: int = 32, json: Flag = False) -> None:
     _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
 
 
+OUT_OF_MEMORY = "the memory ran out"
+MEMORY_ADVICE = (
+    "nothing was left half-written. Free memory, or take less at once: pretrain has --piece-len, --num-workers 0 and --resume, "
+    "finetune --set piece_bases=N, other commands a smaller model"
+)
+
+
 def _on_signal(number: int, frame: Any) -> None:
     raise TerminatedError(number)
 
 
 def main() -> None:
     """Run a command; turn errors into one line and an exit code: 2 the user's input, 3 our checks, 130 and 143 signals."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, _on_signal) for number in numbers]
+    before = signals.take(_on_signal)
     try:
         _run()
     except TerminatedError as error:
-        _fail(f"stopped by {signal.Signals(error.number).name}; nothing was left half-written", 128 + error.number)
+        name = signal.Signals(error.number).name
+        words = "what is saved is whole. Begin again with the same command; a run that had begun goes on with --resume"
+        _fail(f"stopped by {name}; {words}", 128 + error.number)
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        signals.give_back(before)
+
+
+def _negative_numbers_as_values(words: Sequence[str]) -> list[str]:
+    """Join '--steps -5' into '--steps=-5', so that what is wrong with it is said by whoever reads it."""
+    joined: list[str] = []
+    for word in words:
+        is_number = re.fullmatch(r"-\d[\d.,e+-]*", word) is not None
+        if is_number and joined and re.fullmatch(r"--[a-z-]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _run() -> None:
     try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
+        app(
+            _negative_numbers_as_values(sys.argv[1:]),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, head for instance, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -1698,25 +1726,32 @@ def _run() -> None:
         _fail(" ".join(str(error).split()), 2)
     except StoppedError as error:
         _fail(" ".join(str(error).split()), 3)
+    except MemoryError as error:
+        _fail(f"{OUT_OF_MEMORY} ({' '.join(str(error).split()) or 'nothing left'}); {MEMORY_ADVICE}", 3)
     except OSError as error:
-        if error.errno in (errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE):
-            where = f" while writing or reading {error.filename}" if error.filename else ""
-            _fail(f"{error.strerror}{where}; mend the place and try again", 2)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno == errno.ENOMEM:
+            _fail(f"{OUT_OF_MEMORY}; {MEMORY_ADVICE}", 3)
+        if error.errno is None:
             raise
-        _fail(
-            f"the disk is full while writing {error.filename or 'a file'}; free space and try again (a run: --resume)",
-            2,
-        )
+        where = f" while writing or reading {error.filename}" if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else str(error.strerror)
+        mend = "free space" if full else "mend the place (does it exist, may it be written?)"
+        _fail(f"{what}{where}; {mend} and try again; a run that had begun goes on with --resume", 2)
     except Exception as error:
         number = getattr(error, "number", None)
         if type(error).__name__ == "Interrupted" and number is not None:
             _fail(" ".join(str(error).split()), 128 + number)
+        short = ("DefaultCPUAllocator", "can't start new thread")
+        if any(words in str(error) for words in short) or type(error).__name__ == "OutOfMemoryError":
+            _fail(f"{OUT_OF_MEMORY} ({str(error).strip().splitlines()[0][:200]}); {MEMORY_ADVICE}", 3)
         raise
 
 
 def _fail(words: str, code: int) -> None:
-    print(f"dna-mamba: {words}", file=sys.stderr)
+    if os.environ.get("DNA_MAMBA_DEBUG") and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    print(f"dna-mamba: {printable(words)}", file=sys.stderr)
     raise SystemExit(code)
 
 

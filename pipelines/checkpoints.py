@@ -129,6 +129,14 @@ def _against_transformers(model: DnaMamba, path: Path, kind: str, token_ids: tup
     """Give the largest difference of logits on random bases, the checkpoint read by transformers where it can be."""
     if find_spec("transformers") is None:
         return None
+    try:
+        return _difference(model, path, kind, token_ids)
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OSError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: transformers cannot read it, so it cannot be compared: {first[:200]}") from error
+
+
+def _difference(model: DnaMamba, path: Path, kind: str, token_ids: tuple[int, ...] | None) -> float:
     from transformers import MambaConfig, MambaForCausalLM
     from transformers.utils import logging
 

@@ -4,7 +4,6 @@
 import csv
 import dataclasses
 import errno
-import gzip
 import hashlib
 import itertools
 import re
@@ -21,11 +20,19 @@ from torch import Tensor
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.unpack import open_text
 from dna_mamba.data.vocabulary import N, reverse_complement_tokens, tokens_of
-from dna_mamba.errors import InputError, nearest
+from dna_mamba.errors import InputError, check_regular, nearest
 from dna_mamba.model.backbone import DnaMamba, ModelState
 from dna_mamba.pipelines.evaluate import find_model
-from dna_mamba.pipelines.sequences import Named, find_device, load_language_model, open_sequences, read_piece
+from dna_mamba.pipelines.sequences import (
+    Named,
+    find_device,
+    load_language_model,
+    open_sequences,
+    read_piece,
+    warn_if_longer,
+)
 from dna_mamba.pipelines.vector_files import UnfinishedVectors, check_format, write_file
 
 PIECES = {"cpu": 2**14, "cuda": 2**18}
@@ -185,12 +192,12 @@ def read_csv(path: Path) -> Sequences:
         InputError: A column is missing, or a row holds no letters of DNA; the message names file and line.
     """
     csv.field_size_limit(2**31 - 1)  # a field may hold a sequence of any length
-    opener = gzip.open if path.suffix == ".gz" else open
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
     tokens, names = [], []
     digest = hashlib.sha256()
+    check_regular(path, "a table with a column named sequence")
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with open_text(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
             header = [column.strip().lower() for column in next(rows, [])]
             where = [header.index(name) for name in SEQUENCE_COLUMNS if name in header]
@@ -459,6 +466,7 @@ def run(
     config.embed.layer_of(model)
     sequences = _open(config, on_progress, warn)
     lengths = sequences.lengths
+    warn_if_longer(model.trained_bases, max(lengths, default=0), warn)
     parts = shard_of(parts_of(lengths), lengths, config.shard)
     if not parts:
         warn(

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from dna_mamba.data.build import Progress
+from dna_mamba.data.build import Progress, is_directory
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, parse_region
 from dna_mamba.data.objectives import TokenPolicy
-from dna_mamba.errors import InputError
+from dna_mamba.errors import InputError, check_regular
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import SHIPPED, from_pretrained, shipped
 from dna_mamba.pipelines.config_files import read_config
@@ -80,6 +80,7 @@ def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
         path = shipped(str(path))
     elif HUB_ID.fullmatch(str(path)) and not path.exists() and not path.parent.exists():
         path = from_hub(str(path))
+    is_directory(path)
     if (path / "model" / "config.json").exists():
         model, record = path / "model", path / "run.json"
     else:
@@ -89,13 +90,17 @@ def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
     if not record.exists():
         return model, None
     try:
+        check_regular(record, "the record of a run")
         values = json.loads(record.read_text())
-        (
-            values["genome"]["store"],
-            values["genome"]["sources"],
-            values["genome"]["bases_sha256"],
-            values["split"]["test"],
-        )
+        genome = values["genome"]
+        texts = [genome["store"], genome["bases_sha256"], *(source["path"] for source in genome["sources"])]
+        rows = [row for part in ("train", "valid", "test") for row in values["split"][part]]
+        if not all(isinstance(one, str) for one in texts) or not all(
+            isinstance(contig, str) and type(start) is int and type(end) is int for contig, start, end in rows
+        ):
+            raise ValueError("a value of a wrong type")
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{record} is no record of a run ({error}); move it away and name --genome") from error
     return model, values
@@ -118,7 +123,7 @@ def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: 
         raise InputError(f"the genome of this run is no longer at {source}; say where it is with --genome")
     if genome.manifest.bases_sha256 != record["genome"]["bases_sha256"]:
         raise InputError(
-            f"{genome.path} holds other bases than the run was trained on; say what to score with --genome"
+            f"{genome.called} holds other bases than the run was trained on; say what to score with --genome"
         )
     return genome
 

@@ -3,7 +3,6 @@
 
 import csv
 import json
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from dna_mamba import signals
 from dna_mamba.data.build import Progress
 from dna_mamba.data.labelled import LabelledWindows, Place, write_places
-from dna_mamba.errors import InputError, TerminatedError, nearest
+from dna_mamba.errors import InputError, StoppedError, TerminatedError, nearest
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import from_pretrained, load_classifier, save_classifier, unshared_tensors
 from dna_mamba.model.classifier import POOLINGS, SequenceClassifier
@@ -28,11 +28,12 @@ from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, LabelledGenomes, describe, identity, open_labelled
 from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig, likelihood_ratio
 from dna_mamba.pipelines.oracle import attainable, counted, read_truth
-from dna_mamba.pipelines.planning import choose_cut, this_gpu
+from dna_mamba.pipelines.planning import check_main_memory, choose_cut, this_gpu
 from dna_mamba.pipelines.pretrain import Interrupted
 from dna_mamba.pipelines.sequences import find_device
 from dna_mamba.pipelines.simulate import TRUTH
 from dna_mamba.training import checkpoint
+from dna_mamba.training.callbacks import newest_intact
 from dna_mamba.training.finetuning import FinetuneConfig, FinetuneStep, finetune, probabilities
 from dna_mamba.training.optimizer import OptimizerConfig
 
@@ -200,6 +201,7 @@ def _begin(
     """Make the classifier of a length, and the language model that it begins with."""
     torch.manual_seed(config.seed)
     if config.checkpoint is None:
+        check_main_memory(config.model)
         language_model, name = DnaMamba(config.model), "scratch"
         return SequenceClassifier.from_language_model(language_model, labels, config.pooling), language_model, name
     name = config.checkpoint.replace("{seq_len}", str(length))
@@ -375,7 +377,7 @@ def _read_result(path: Path) -> LengthResult | None:
 
 
 class SignalsWait:
-    """While the block runs, SIGINT and SIGTERM are remembered and not acted upon: a step is ended and saved first."""
+    """While the block runs, a first signal is remembered and not acted upon: a step is ended and saved first."""
 
     received: int | None = None
 
@@ -383,16 +385,17 @@ class SignalsWait:
         """Take the signals over, where this is the main thread."""
         self.before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.before = signals.take(self._remember)
         return self
 
     def _remember(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise TerminatedError(number)  # a second signal: stop at once, the last checkpoint stands
         self.received = number
 
     def __exit__(self, *rest: object) -> None:
         """Give them back."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        signals.give_back(self.before)
 
 
 class _Length:
@@ -461,12 +464,11 @@ class _Length:
         optimizer = self.recipe.optimizer.build(self.classifier)
         best: tuple[float, float] | None = None
         first_step = 0
-        newest = checkpoint.list_checkpoints(checkpoints) if self.resume else []
-        if newest:
-            loaded = checkpoint.load(newest[-1])
+        loaded = newest_intact(checkpoints, "move it away to go on from {}") if self.resume else None
+        if loaded is not None:
             self.classifier.load_state_dict({k: v.to(self.config.device) for k, v in loaded.model.items()})
             trained = [(n, p) for n, p in self.classifier.named_parameters() if f"exp_avg.{n}" in loaded.optimizer]
-            checkpoint.load_optimizer_tensors(optimizer, trained, loaded.optimizer, str(newest[-1]))
+            checkpoint.load_optimizer_tensors(optimizer, trained, loaded.optimizer, str(checkpoints))
             first_step = int(loaded.counters["step"])
             if loaded.counters["best"] is not None:
                 best = (float(loaded.counters["best"][0]), float(loaded.counters["best"][1]))
@@ -486,10 +488,10 @@ class _Length:
                 counters={"step": step, "best": best},
             )
             checkpoint.save(checkpoints, step, state)
-            checkpoint.prune(checkpoints, 1, None)
+            checkpoint.prune(checkpoints, 2, None)
 
         with open(metrics, "a", newline="") as file:
-            rows = csv.writer(file)
+            rows = csv.writer(file, lineterminator="\n")
 
             def on_step(step: FinetuneStep) -> None:
                 recent.append(step)
@@ -534,11 +536,16 @@ class _Length:
                     raise Interrupted(self.signals.received, self.folder.parent.parent, steps)
 
             if first_step < total:
-                with self._autocast(), SignalsWait() as self.signals:
-                    finetune(
-                        self.classifier, lambda length: self._windows("train", length), self.recipe,
-                        optimizer=optimizer, first_step=first_step, on_step=on_step, on_epoch=on_epoch,
-                    )  # fmt: skip
+                try:
+                    with self._autocast(), SignalsWait() as self.signals:
+                        finetune(
+                            self.classifier, lambda length: self._windows("train", length), self.recipe,
+                            optimizer=optimizer, first_step=first_step, on_step=on_step, on_epoch=on_epoch,
+                        )  # fmt: skip
+                except StoppedError as error:
+                    saved = checkpoint.list_checkpoints(checkpoints)
+                    good = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved before"
+                    raise StoppedError(f"{error}; {good}") from error
         lengths = self.recipe.epoch_lengths()[: self.recipe.epochs]
         return sum(lengths) * self.recipe.steps_per_epoch * self.recipe.batch
 

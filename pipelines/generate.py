@@ -14,7 +14,7 @@ from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.generation import SamplingConfig, generate
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import WholeFile, check_writable, find_device, load_language_model
+from dna_mamba.pipelines.sequences import WholeFile, check_writable, find_device, load_language_model, warn_if_longer
 
 LINE = 60
 MOST_BASES = 1 << 32
@@ -117,6 +117,7 @@ def run(
     model = load_language_model(config.model, device)
     check_writable(config.out)
     prompt_T = read_prompt(config.prompt, on_progress, warn)
+    warn_if_longer(model.trained_bases, len(prompt_T) + config.length, warn)
     found = generate(
         model,
         prompt_T,

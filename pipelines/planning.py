@@ -112,8 +112,23 @@ class Cut:
 @lru_cache(maxsize=256)
 def num_parameters(model: BackboneConfig) -> int:
     """Count the parameters of a model without making it."""
-    with torch.device("meta"):
-        return DnaMamba(model).num_parameters()
+    return model.num_parameters
+
+
+def check_main_memory(model: BackboneConfig) -> None:
+    """Refuse a model whose weights, gradients and two moments do not fit in the memory of this machine.
+
+    Raises:
+        InputError: They do not.
+    """
+    import psutil
+
+    needed, total = 16 * model.num_parameters, psutil.virtual_memory().total
+    if needed > total:
+        raise InputError(
+            f"a model of {model.size} has {model.num_parameters:,} parameters: {needed / 2**30:,.0f} GiB with gradients and "
+            f"moments, and this machine has {total / 2**30:,.0f} GiB; take a smaller --model"
+        )
 
 
 def memory_of_step(model: BackboneConfig, precision: str, cut: Cut, window_bases: int, windows_per_step: int) -> Memory:

@@ -1,5 +1,6 @@
 """FASTA in, a pretrained causal Mamba out."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -41,6 +42,7 @@ from dna_mamba.pipelines.planning import (
     Cut,
     Machine,
     Memory,
+    check_main_memory,
     choose_cut,
     longest_piece_that_fits,
     measure_or_none,
@@ -347,6 +349,8 @@ def resolve(config: PretrainConfig, machine: Machine | None = None) -> PretrainC
         device = "cuda" if machine is not None or torch.cuda.is_available() else "cpu"
     if device == "cuda" and machine is None and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+    if device == "cpu":
+        check_main_memory(config.model)
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "fp32"
@@ -625,7 +629,8 @@ def run(
         lock.release()
         if fresh and not (out / "config.yaml").exists():
             (out / "run.lock").unlink(missing_ok=True)
-            out.rmdir()
+            with contextlib.suppress(OSError):  # it may be gone
+                out.rmdir()
 
 
 def _run_locked(
@@ -671,14 +676,19 @@ def _run_locked(
     counters = None
     if saved is not None:
         copy_tensors(model, saved.model, str(out / "checkpoints"))
-        counters = Counters(**{k: v for k, v in saved.counters.items() if k not in identity})
+        counters = _counters(
+            {k: v for k, v in saved.counters.items() if k not in identity},
+            (len(the_plan.stages), len(genome.contigs)),
+            len(steps),
+            str(out / "checkpoints"),
+        )
         folder = out / "checkpoints"
         set_aside([p for p in checkpoint.list_checkpoints(folder) if checkpoint.step_of(p) > counters.step])
         best = None if counters.best_step is None else checkpoint.path_of_step(folder, counters.best_step)
         if best is not None and best.is_dir():  # model/ may be ahead of the checkpoint that the run goes on from
             best_model = DnaMamba(config.model)
             copy_tensors(best_model, checkpoint.load(best).model, str(best))
-            save_pretrained(best_model, out / "model", asdict(config.data.policy))
+            save_pretrained(best_model, out / "model", asdict(config.data.policy), config.training.seq_len)
     policy = config.data.policy
     module = LanguageModel(
         model,
@@ -700,7 +710,7 @@ def _run_locked(
         return score_regions(module.model, genome, valid, policy).total
 
     def save_best(module: LanguageModel) -> None:
-        save_pretrained(module.model, out / "model", asdict(policy))
+        save_pretrained(module.model, out / "model", asdict(policy), config.training.seq_len)
 
     def record(module: LanguageModel) -> None:
         names = [contig.name for contig in genome.manifest.contigs]
@@ -747,10 +757,38 @@ def _run_locked(
             saved_paths = checkpoint.list_checkpoints(recorder.checkpoints)
             good = f"the last good checkpoint is {saved_paths[-1]}" if saved_paths else "no checkpoint was saved before"
             raise StoppedError(f"{error}; {good}") from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise StoppedError(
+                f"a process that reads windows was stopped from outside ({' '.join(str(error).split())[:120]}), perhaps for "
+                f"want of memory; go on with --out {out} --resume, with --num-workers 0 if it happens again"
+            ) from error
     if recorder.received is not None:
         raise Interrupted(recorder.received, out, module.counters.step)
     seconds = time.monotonic() - started
     return _finish(config, out, module, genome, split, the_plan, seconds, bases_before, on_phase)
+
+
+def _counters(values: dict[str, Any], shape: tuple[int, int], num_steps: int, where: str) -> Counters:
+    """Read the counters of a checkpoint; hashes say that nothing changed, not that it was ours."""
+    seen, best = values.get("bases_seen"), values.get("best_step")
+    table = (
+        isinstance(seen, list)
+        and len(seen) == shape[0]
+        and all(isinstance(row, list) and len(row) == shape[1] and all(type(n) is int for n in row) for row in seen)
+    )
+    numbers = [
+        values.get(name) for name in ("step", "skipped", "skipped_in_a_row", *([] if best is None else ["best_step"]))
+    ]
+    right = table and all(type(n) is int and 0 <= n <= num_steps for n in numbers)
+    if (
+        not right
+        or type(values.get("best_valid_bits")) is not float
+        or set(values) != set(Counters.__dataclass_fields__)
+    ):
+        raise InputError(f"{where}: counters.json holds something else than where a run of {num_steps:,} steps stands")
+    return Counters(**values)
 
 
 def _num_workers(config: PretrainConfig) -> int:

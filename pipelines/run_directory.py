@@ -1,5 +1,6 @@
 """A run is a directory that says how to repeat it."""
 
+import contextlib
 import json
 import platform
 import shutil
@@ -20,7 +21,17 @@ PACKAGES = ("dna-mamba", "torch", "lightning", "numpy", "numba", "safetensors", 
 
 
 WRITTEN = {
-    *("config.yaml", "run.json", "run.lock", "metrics.csv", "speed.csv", "results.json", "loss.png", "report.png"),
+    *(
+        "config.yaml",
+        "run.json",
+        "run.lock",
+        "metrics.csv",
+        "speed.csv",
+        "unusual.csv",
+        "results.json",
+        "loss.png",
+        "report.png",
+    ),
     *("checkpoints", "model", "tensorboard", "lengths", "accuracy.png"),
 }
 """Names of all that stands in a run directory; one with anything else is never overwritten."""
@@ -94,8 +105,11 @@ def write_text(path: Path, text: str) -> None:
     try:
         write_synced(unfinished, text.encode())
         unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say the name
         raise
 
 

@@ -21,6 +21,7 @@ from dna_mamba.pipelines.sequences import (
     find_device,
     load_language_model,
     read_piece,
+    warn_if_longer,
     write_table,
 )
 from dna_mamba.training.forks import Allele, AlleleScores, score_alleles
@@ -141,6 +142,8 @@ def run(
     if not file.variants:
         say(f"{config.variants} has no record; the output has none either")
     say(_cost(config, file, genome, mismatched))
+    left = max((v.start for v in file.variants), default=0) if config.left is None else config.left
+    warn_if_longer(model.trained_bases, left + config.right, warn)
     scores = score_variants(
         model, genome, file.variants, mismatched, left=config.left, right=config.right, strands=config.strands,
         distance=config.distance, on_bases=on_bases,
@@ -167,10 +170,10 @@ def _check_references(config: ScoreConfig, file: VcfFile, genome: GenomeStore) -
     first = min(faults)
     variant, share = file.variants[first], len(faults) / len(file.variants)
     words = f"{len(faults):,} of {len(file.variants):,} records ({share:.1%}) do not fit"
-    build = "; is it another assembly?" if share > WRONG_BUILD_SHARE else ""
+    build = " (is it another assembly?)" if share > WRONG_BUILD_SHARE else ""
     raise InputError(
         f"{config.variants}, line {variant.line} ({variant.contig}:{variant.start + 1}): {faults[first]}; {words} "
-        f"{config.genome}{build} --skip-mismatches passes over them"
+        f"{config.genome}{build}; --skip-mismatches passes over them"
     )
 
 
@@ -183,9 +186,12 @@ def _cost(config: ScoreConfig, file: VcfFile, genome: GenomeStore, mismatched: s
     for name in {v.contig for v in usable if any(allele_status(alt) is None for alt in v.alts)}:
         starts = [v.start for v in usable if v.contig == name]
         passes += max(starts) + ((genome.contig(name).length - min(starts)) if "-" in strands else 0)
-    short = len(strands) * alleles * (CHEAPER_LEFT + 2 * config.right)
-    full = passes + len(strands) * alleles * config.right
-    total = full if config.left is None else len(strands) * alleles * (config.left + 2 * config.right)
+    letters = sum(
+        len(alt) for v in usable for alt in v.alts if allele_status(alt) is None and len(alt) <= MAX_ALLELE_BASES
+    )
+    short = len(strands) * (alleles * (CHEAPER_LEFT + 2 * config.right) + letters)
+    full = passes + len(strands) * (alleles * config.right + letters)
+    total = full if config.left is None else len(strands) * (alleles * (config.left + 2 * config.right) + letters)
     words = f"{alleles:,} alleles of {len(file.variants):,} records: about {total:,} bases to read"
     if config.left is None and full > 10 * max(1, short):
         words += f"; --left {CHEAPER_LEFT} reads {short:,}"

@@ -56,6 +56,15 @@ def load_language_model(path: Path, device: str) -> DnaMamba:
     return model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
 
 
+def warn_if_longer(trained: int | None, bases: int, warn: Callable[[str], None] | None) -> None:
+    """Say so when more bases are read in one go than a model was trained on; nothing where that is not known."""
+    if warn and trained is not None and bases > trained:
+        warn(
+            f"the model was trained on windows of {trained:,} bases and reads up to {bases:,} in one go here; dna-mamba "
+            f"evaluate shows what longer context does to it"
+        )
+
+
 def is_bed(path: str) -> bool:
     """Say whether a file names intervals, by its ending."""
     return path.removesuffix(".gz").endswith(".bed")

@@ -20,7 +20,7 @@ from dna_mamba.data.vocabulary import BASE_BITS, STORE_T
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import WholeFile, check_writable, find_device, load_language_model
+from dna_mamba.pipelines.sequences import WholeFile, check_writable, find_device, load_language_model, warn_if_longer
 from dna_mamba.training.metrics import stream_losses
 
 POINTS = 2000
@@ -130,6 +130,7 @@ def run(
         regions = [Interval(c.name, 0, c.length) for c in genome.manifest.contigs if c.length]
     order = {contig.name: number for number, contig in enumerate(genome.manifest.contigs)}
     regions = sorted(merge(regions), key=lambda r: (order[r.contig], r.start))
+    warn_if_longer(model.trained_bases, max(map(len, regions)), warn)
     if config.out is not None:
         _check_room(config.out, sum(map(len, regions)))
     pictures = [_Picture(region) for region in regions]

@@ -30,6 +30,7 @@ from dna_mamba.data.genome import (
     file_sha256,
 )
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.unpack import CappedGzip, is_gzip, open_unpacked
 from dna_mamba.data.vocabulary import INVALID, OTHER, SOFT_MASK, fasta_table
 from dna_mamba.errors import InputError, nearest
 
@@ -173,20 +174,11 @@ class _Packer:
 def _line_of(path: Path, offset: int) -> int:
     """Count the line ends before a place in the decompressed file; only run to word an error."""
     lines = 1
-    with _text(path) as stream:
+    with open_unpacked(path) as stream:
         while offset > 0 and (chunk := stream.read(min(CHUNK, offset))):
             lines += chunk.count(b"\n")
             offset -= len(chunk)
     return lines
-
-
-def _is_gzip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-def _text(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path) if _is_gzip(path) else open(path, "rb")
 
 
 def _byte(letters: bytes, position: int) -> str:
@@ -301,7 +293,7 @@ def _pack_genbank(path: Path, packer: _Packer) -> None:
 
     try:
         _check_genbank_end(path)
-        with warnings.catch_warnings(), _text(path) as raw, io.TextIOWrapper(raw, encoding="ascii") as text:  # type: ignore[type-var]
+        with warnings.catch_warnings(), open_unpacked(path) as raw, io.TextIOWrapper(raw, encoding="ascii") as text:  # type: ignore[type-var]
             found = False
             warnings.simplefilter("error", BiopythonParserWarning)  # a length other than the LOCUS line's, say
             for record in SeqIO.parse(text, "genbank"):
@@ -324,7 +316,7 @@ def _pack_genbank(path: Path, packer: _Packer) -> None:
 
 def _check_genbank_end(path: Path) -> None:
     last = b""
-    with _text(path) as stream:
+    with open_unpacked(path) as stream:
         while chunk := stream.read(CHUNK):
             last = (last + chunk)[-64:]
     if last.split()[-1:] != [b"//"]:
@@ -332,7 +324,7 @@ def _check_genbank_end(path: Path) -> None:
 
 
 def _first_bytes(path: Path) -> bytes:
-    with _text(path) as stream:
+    with open_unpacked(path) as stream:
         return stream.read(5)
 
 
@@ -341,7 +333,7 @@ def _pack(path: Path, packer: _Packer, on_read: Callable[[int], None]) -> Source
     if before.st_size == 0:
         raise InputError(f"{path} is empty; expected a FASTA file, '>NAME' and lines of bases")
     try:
-        if _is_gzip(path):
+        if is_gzip(path):
             _check_bgzf_end(path)
         genbank = _first_bytes(path) == b"LOCUS"
         if genbank:
@@ -351,7 +343,7 @@ def _pack(path: Path, packer: _Packer, on_read: Callable[[int], None]) -> Source
         else:
             with _HashingFile(path, on_read) as raw:
                 buffered = io.BufferedReader(raw, CHUNK)
-                stream = gzip.GzipFile(fileobj=buffered) if _is_gzip(path) else buffered
+                stream = CappedGzip(path, buffered) if is_gzip(path) else buffered
                 _pack_fasta(path, stream, packer)
                 sha256 = raw.sha256.hexdigest()
     except EOFError as error:
@@ -405,6 +397,14 @@ def _readable_errors(out: Path) -> Iterator[None]:
         ) from error
 
 
+def is_directory(path: Path) -> bool:
+    """Say whether a path is a directory; a name that no file can have is an InputError."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise InputError(f"cannot look at {str(path)[:80]!r}: {error.strerror}") from error
+
+
 def check_source(path: Path) -> None:
     """Raise an InputError unless the path is a file that can be read."""
     try:
@@ -417,7 +417,7 @@ def check_source(path: Path) -> None:
         raise InputError(f"{path} is a directory; expected a FASTA or GenBank file")
     if not path.is_file():
         raise InputError(f"{path} is not a regular file; expected a FASTA or GenBank file")
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
         raise InputError(f"{path} may not be read; check its permissions")
 
 
@@ -446,6 +446,7 @@ def build(
         InputError: A file is missing, malformed or cut (file, line and value named), `out` exists, another process
             is building it, or the disk is full. Nothing is left behind.
     """
+    sources, out = [Path(path) for path in sources], Path(out)
     for path in sources:
         check_source(path)
     if not sources:
@@ -479,6 +480,8 @@ def build(
 
 def _check_replaceable(out: Path, sources: Sequence[Path]) -> None:
     """Raise an InputError unless a directory holds a genome store, however damaged, and nothing else."""
+    if out.parent == cache_directory().resolve():
+        return  # all that lies in the cache was put there by us
     manifest = out / "manifest.json"
     ours = out.is_dir() and manifest.is_file() and b'"bases_sha256"' in manifest.read_bytes()
     if not ours or {entry.name for entry in out.iterdir()} - {"manifest.json", "bases.u8"}:
@@ -542,27 +545,53 @@ def cache_directory() -> Path:
 
 
 def open_genome(
-    path: Path, *, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+    path: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> GenomeStore:
     """Open a store, or pack a FASTA or GenBank file into the cache once and open that.
 
-    The packed copy is found again by path, size, time and content of the file; nothing is written beside it.
+    The packed copy is found again by path, size, time and content of the file; nothing is written beside the file. Every
+    byte is compared with the SHA-256 in the manifest (1.7 gigabases a second): a damaged store is refused, a damaged copy in
+    the cache packed anew.
+
+    Args:
+        path: The store or file.
+        verify: Compare the bytes of a store; a copy in the cache always is.
+        on_progress: Called while a file is packed.
+        warn: Called with a sentence about U in the input.
 
     Raises:
-        InputError: The path is neither, or a store's source file has changed since.
+        InputError: The path is neither, a store is damaged, or its source file has changed since.
     """
-    if path.is_dir():
+    path = Path(path)
+    if is_directory(path):
         store = GenomeStore.open(path)
         store.check_sources()
+        if verify:
+            store.verify()
         return store
     check_source(path)
     state = path.stat()
-    identity = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{file_sha256(path)}"
+    sha256 = file_sha256(path)
+    identity = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{sha256}"
     name = f"{path.name.split('.')[0][:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.dna"
-    out = cache_directory() / name
+    store = _packed(path, cache_directory() / name, on_progress, warn)
+    if [source.sha256 for source in store.manifest.sources] != [sha256]:  # replaced between the two readings
+        shutil.rmtree(store.path)
+        raise InputError(f"{path} changed while it was read; try again when it is complete")
+    store.called = str(path)
+    return store
+
+
+def _packed(path: Path, out: Path, on_progress: Progress | None, warn: Callable[[str], None] | None) -> GenomeStore:
     if out.exists():
         try:
-            return GenomeStore.open(out)
+            store = GenomeStore.open(out)
+            store.verify()
+            return store
         except InputError:  # a damaged copy of a file that we have: pack it again
             return build([path], out, overwrite=True, wait=True, on_progress=on_progress, warn=warn)
     return build([path], out, wait=True, on_progress=on_progress, warn=warn)
@@ -570,32 +599,57 @@ def open_genome(
 
 def can_fetch_indexed(path: Path) -> bool:
     """Say whether a FASTA is plain text with an index beside it, which pyfaidx reads without writing anything."""
-    return path.is_file() and Path(f"{path}.fai").is_file() and not _is_gzip(path)
+    return path.is_file() and Path(f"{path}.fai").is_file() and not is_gzip(path)
 
 
-def _check_index(path: Path, index: Path, contig: str) -> None:
-    """Compare a contig's row in a .fai with the file: its header right before the offset, a header or the end after it."""
+def _check_index(path: Path, index: Path, interval: Interval) -> None:
+    """Compare a contig's row in a .fai with the file: its header, every line end up to the interval, and what follows it.
+
+    A file that was wrapped anew keeps its headers and its bases, and only the line ends tell.
+    """
+    contig = interval.contig
     for line in index.read_text("utf-8", "replace").splitlines():
         name, *numbers = line.split("\t")
         if name != contig:
             continue
-        try:
-            length, offset, bases, width = map(int, numbers[:4])
-            whole, rest = divmod(length, bases)
-        except (ValueError, ZeroDivisionError):
-            break
-        with open(path, "rb") as file:
-            file.seek(max(0, offset - len(contig) - 4096))
-            before = file.read(min(offset, len(contig) + 4096))
-            file.seek(offset + whole * width + rest)
-            after = file.read(3).lstrip(b"\r\n")
-        header = before.rstrip(b"\r\n").rpartition(b">")[2].split()
-        if before.endswith(b"\n") and header[:1] == [contig.encode()] and after[:1] in (b"", b">"):
+        if _describes(path, numbers, interval):
             return
         break
     else:
         return  # an unknown contig is named by the caller
     raise InputError(f"{index} does not describe {path} as it is now; make it again with samtools faidx, or remove it")
+
+
+def _describes(path: Path, numbers: Sequence[str], interval: Interval) -> bool:
+    if len(numbers) < 4 or not all(n.isascii() and n.isdecimal() and len(n) <= 18 for n in numbers[:4]):
+        return False
+    length, offset, bases, width = map(int, numbers[:4])
+    if not (length and 0 < bases < width <= bases + 2 and interval.end <= length):
+        return interval.end > length > 0 and 0 < bases < width  # outside: the caller says so
+    size = path.stat().st_size
+    last_line, rest = divmod(length, bases)
+    if offset + last_line * width + rest > size + width:
+        return False
+    with open(path, "rb") as file:
+        file.seek(max(0, offset - len(interval.contig) - 4096))
+        before = file.read(min(offset, len(interval.contig) + 4096))
+        file.seek(offset + last_line * width + rest)
+        after = file.read(3).lstrip(b"\r\n")
+    header = before.rstrip(b"\r\n").rpartition(b">")[2].split()
+    if not (before.endswith(b"\n") and header[:1] == [interval.contig.encode()] and after[:1] in (b"", b">")):
+        return False
+    # every line end from the first base to the interval's last, where the index puts it and nowhere else
+    until = min((interval.end + bases - 1) // bases * width, last_line * width + rest, size - offset)
+    if until <= 0:
+        return False
+    span = np.memmap(path, np.uint8, "r", offset, (until,))
+    others = 0
+    for start in range(0, until, CHUNK):
+        piece = span[start : start + CHUNK]
+        others += int(np.count_nonzero(piece == ord("\n"))) + int(np.count_nonzero(piece == ord(">")))
+    ends = span[width - 1 :: width]
+    carriages = width - bases == 1 or bool((span[width - 2 :: width] == ord("\r")).all())
+    return bool((ends == ord("\n")).all()) and others == ends.size and carriages
 
 
 def fetch_indexed(path: Path, interval: Interval) -> str:
@@ -608,13 +662,15 @@ def fetch_indexed(path: Path, interval: Interval) -> str:
 
     contig, start, end = interval.contig, interval.start, interval.end
     index = Path(f"{path}.fai")
-    _check_index(path, index, contig)
+    _check_index(path, index, interval)
     if index.stat().st_mtime_ns < path.stat().st_mtime_ns:
         raise InputError(f"{index} is older than {path}; make it again with samtools faidx, or remove it")
     try:
         with pyfaidx.Fasta(str(path), rebuild=False) as fasta:
             if contig not in fasta.keys():  # noqa: SIM118 - pyfaidx's `in` reads records
-                raise InputError(f"contig {contig!r} is not in {index}{nearest(contig, fasta.keys())}")
+                raise InputError(
+                    f"contig {contig!r} is not in {index}{nearest(contig, fasta.keys())}; remove the index if it is in {path}"
+                )
             if end > len(fasta[contig]):
                 raise InputError(f"{contig} has {len(fasta[contig]):,} bases; {start + 1}-{end} reaches outside")
             letters = str(fasta[contig][start:end]).upper()

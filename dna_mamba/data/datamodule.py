@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dna_mamba import signals
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.length_warmup import Stage, stage_of_step
 from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
@@ -93,8 +94,7 @@ def _epoch(seed: int, stage: int, epoch: int, num_windows: int, share: float) ->
 
 def _leave_signals_to_the_run(worker: int) -> None:
     """Ignore what is sent to the whole process group: the run finishes its step, saves, and then stops its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signals.take(signal.SIG_IGN)
 
 
 class _Steps(Sampler[int]):

@@ -131,6 +131,8 @@ class GenomeStore:
 
     def __init__(self, path: Path, manifest: Manifest, stored: np.ndarray):
         self.path = path
+        self.called = str(path)
+        """What messages call it: the file it was packed from, where it lies in the cache."""
         self.manifest = manifest
         self._stored = stored
         self.contigs = {contig.name: contig for contig in manifest.contigs}
@@ -183,7 +185,7 @@ class GenomeStore:
         known = list(self.contigs)
         listed = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
         hint = f"; did you mean {other!r}?" if other in self.contigs else nearest(name, known)
-        return f"contig {name!r} is not in {self.path} (it has {listed}){hint}"
+        return f"contig {name!r} is not in {self.called} (it has {listed}){hint}"
 
     def _outside(self, contig: str, start: int, end: int) -> InputError:
         return InputError(

@@ -1,13 +1,13 @@
 """Places on a genome: 0-based, end excluded, forward-strand coordinates."""
 
-import gzip
 import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dna_mamba.errors import InputError
+from dna_mamba.data.unpack import open_text
+from dna_mamba.errors import InputError, check_regular
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,8 @@ def read_bed(path: Path) -> list[tuple[int, Interval, list[str]]]:
     """
     rows = []
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not a regular file; expected a BED file")
-        with open(path, "rb") as raw:
-            opener = gzip.open if raw.read(2) == b"\x1f\x8b" else open
-        with opener(path, "rt", encoding="utf-8", newline=None) as lines:
+        check_regular(path, "a BED file")
+        with open_text(path) as lines:
             for number, line in enumerate(lines, 1):
                 line = line.rstrip("\n")
                 if not line.strip() or line.startswith("#") or line.split(maxsplit=1)[0] in ("track", "browser"):
@@ -87,7 +84,7 @@ def _parse_bed_line(line: str, where: str) -> tuple[Interval, list[str]]:
             f"{where}: {line[:60]!r} has {len(columns)} column(s); expected CONTIG, START, END separated by tabs"
         )
     contig, start, end = columns[:3]
-    if not (start.isdecimal() and end.isdecimal()) or max(len(start), len(end)) > 18:
+    if not all(number.isascii() and number.isdecimal() and len(number) <= 18 for number in (start, end)):
         start, end = start[:40], end[:40]
         raise InputError(f"{where}: START {start!r} and END {end!r} must be whole numbers, 0-based, end excluded")
     if int(start) >= int(end):

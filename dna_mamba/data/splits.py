@@ -120,7 +120,7 @@ def default_split(genome: GenomeStore) -> Split:
         parts["test"].append(Interval(contig.name, second, contig.length))
     if not parts["valid"]:
         raise InputError(
-            f"{genome.path} has no contig of {MIN_SPLIT_BASES:,} known bases to take a validation part from; "
+            f"{genome.called} has no contig of {MIN_SPLIT_BASES:,} known bases to take a validation part from; "
             f"say what to hold out with --valid and --test or --split"
         )
     return Split(train=tuple(_cut(parts["train"])), valid=tuple(parts["valid"]), test=tuple(parts["test"]))

@@ -1,6 +1,5 @@
 """Variants: VCF read line by line with every fault named, and written back with what was added."""
 
-import gzip
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -8,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.errors import InputError
+from dna_mamba.data.unpack import open_text
+from dna_mamba.errors import InputError, check_regular
 
 LETTERS = re.compile(r"[ACGTNacgtn]+")
 IUPAC = re.compile(r"[ACGTNRYSWKMBDHVacgtnryswkmbdhv]+")
+OTHER_ALT = re.compile(r"\*|<[^<>\s,]+>|[^<>\s,]*[\[\]][^<>\s,]*(<[^<>\s,]+>)?[^<>\s,]*|\.[A-Za-z]+|[A-Za-z]+\.|\.")
+"""Alleles that say something else than bases. Source: VCF specification 4.3, section 1.6.1."""
 MAX_POSITION = 2**31 - 1
 MAX_HEADER_BYTES = 1 << 28
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
@@ -103,8 +105,7 @@ def read_vcf(path: Path) -> VcfFile:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not a regular file; expected a VCF file")
+        check_regular(path, "a VCF file")
         with open(path, "rb") as raw:
             start = raw.read(18)
             packed = start[:2] == b"\x1f\x8b"
@@ -114,8 +115,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise InputError(
                         f"{path} was cut off: it lacks the empty block that ends a bgzip file; copy it again"
                     )
-        opener = gzip.open if packed else open
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        with open_text(path, newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith("\n"):
                     raise InputError(f"{path}, line {number}: the last line has no line end; the file was cut off")
@@ -132,13 +132,21 @@ def _record(line: str, number: int, where: str) -> Variant:
         shown = "blank" if not line.strip() else f"{len(columns)} tab-separated columns"
         raise InputError(f"{where}: {shown}, expected at least 8: CHROM POS ID REF ALT QUAL FILTER INFO")
     contig, position, _, ref, alt = columns[:5]
-    if not contig or not position.isdecimal() or len(position) > 10 or int(position) > MAX_POSITION:
+    if not contig:
+        raise InputError(f"{where}: CHROM is empty; expected the name of a contig")
+    whole = position.isascii() and position.isdecimal() and len(position) <= 10
+    if not whole or int(position) > MAX_POSITION:
         raise InputError(f"{where}: POS {position[:20]!r} is no position from 1 to 2^31 - 1")
     if not IUPAC.fullmatch(ref):
-        raise InputError(f"{where}: REF {ref[:20]!r} is not letters of DNA")
+        raise InputError(f"{where}: REF {ref[:20]!r} is not letters of DNA; expected bases of the genome at POS")
     alts = () if alt == "." else tuple(alt.split(","))
     if any(not a for a in alts):
         raise InputError(f"{where}: ALT {alt[:20]!r} has an empty allele")
+    for one in alts:
+        if not (IUPAC.fullmatch(one) or OTHER_ALT.fullmatch(one)):
+            raise InputError(
+                f"{where}: ALT {one[:20]!r} is none of the alleles of VCF: letters of DNA, '*', '<NAME>' or a breakend"
+            )
     return Variant(number, contig, int(position) - 1, ref, alts, tuple(columns))
 
 

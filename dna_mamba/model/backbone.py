@@ -221,6 +221,9 @@ class DnaMamba(nn.Module):
     Parameter names, shapes and initialisation equal those of `MambaLMHeadModel` in state-spaces/mamba.
     """
 
+    trained_bases: int | None = None
+    """Longest window that it was trained on, where it was loaded from a directory that says so."""
+
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config

@@ -43,6 +43,15 @@ class BackboneConfig:
         return [self.mamba for _ in self.pattern]
 
     @property
+    def num_parameters(self) -> int:
+        """Parameters of a language model of this configuration, counted without making it."""
+        W, E, N, K = self.width, self.mamba.expansion * self.width, self.mamba.num_states, self.mamba.num_taps
+        R = -(-W // 16)
+        # norm, in_proj, conv1d, x_proj, dt_proj, A_log and D, out_proj
+        layer = W + 2 * E * W + E * K + E + (R + 2 * N) * E + E * R + E + E * N + E + W * E
+        return len(self.pattern) * layer + self.vocabulary_size * W + W
+
+    @property
     def size(self) -> str:
         """Blocks x width, as in '12x128'."""
         return f"{len(self.pattern)}x{self.width}"

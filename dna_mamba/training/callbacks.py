@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import math
 import resource
-import signal
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from dna_mamba import signals
 from dna_mamba.errors import InputError, TerminatedError
 from dna_mamba.model.checkpoints.native import unshared_tensors
 from dna_mamba.training import checkpoint
@@ -34,9 +37,38 @@ COLUMNS = (
 )
 SPEED_COLUMNS = ("step", "bases_per_second", "peak_memory_gib")
 """Of speed.csv, which holds what no seed repeats."""
+UNUSUAL_COLUMNS = ("step", "kind", "train_loss", "gradient_norm", "usual_loss", "usual_deviation", "windows")
+"""Of unusual.csv: steps that were left out (not finite) and steps whose loss leapt (spike), with all their windows."""
 FLUSH_SECONDS = 1.0
 LOG_EVERY_STEPS = 10
 """Steps between points in TensorBoard; metrics.csv has every step."""
+
+
+class SpikeDetector:
+    """Tells losses more than six standard deviations above the mean of those before them, at the same window length."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=100)
+        self._window_bases = 0
+
+    def usual(self, window_bases: int, loss: float) -> tuple[float, float] | None:
+        """Take a step's loss; give mean and deviation of those before it if it leaps above them."""
+        if window_bases != self._window_bases:
+            self._recent.clear()
+            self._window_bases = window_bases
+        if not math.isfinite(loss):
+            return None
+        mean, deviation = 0.0, math.inf
+        if len(self._recent) >= FEWEST_BEFORE_A_SPIKE:
+            mean = statistics.fmean(self._recent)
+            deviation = max(statistics.pstdev(self._recent, mean), 1e-3)
+        if loss > mean + 6 * deviation:
+            return mean, deviation  # and it does not make the next spike usual
+        self._recent.append(loss)
+        return None
+
+
+FEWEST_BEFORE_A_SPIKE = 20
 
 
 def _log(trainer: L.Trainer, values: dict[str, float], step: int) -> None:
@@ -55,12 +87,12 @@ def cut_metrics(path: Path, last_step: int) -> None:
     """Drop the rows after a step, as a resumed run will write them again; a half-written last line goes too."""
     if not path.exists():
         return
-    with open(path, newline="") as file:
+    with open(path, newline="", errors="replace") as file:
         lines = [line for line in file if line.endswith("\n")]
     if not lines or not lines[0].startswith("step,"):
         path.unlink()  # killed before the header was written
         return
-    rows = [line for line in lines[1:] if line.split(",", 1)[0].isdecimal()]
+    rows = [line for line in lines[1:] if line.split(",", 1)[0].isdecimal() and line.isascii()]
     kept = [line for line in rows if int(line.split(",", 1)[0]) <= last_step]
     unfinished = path.with_name(f".{path.name}.writing")
     unfinished.write_text("".join(lines[:1] + kept), newline="")
@@ -117,15 +149,21 @@ class RunRecorder(L.Callback):
             optimizer = trainer.optimizers[0]
             named = list(pl_module.model.named_parameters())
             checkpoint.load_optimizer_tensors(optimizer, named, self.resume_from.optimizer, str(self.folder))
-            checkpoint.load_rng_tensors(self.resume_from.rng)
+            checkpoint.load_rng_tensors(self.resume_from.rng, str(self.folder))
         self._files = []
-        self._rows, self._speed_rows = (
+        self._rows, self._speed_rows, self._unusual_rows = (
             self._open(name, columns, pl_module.counters.step)
-            for name, columns in (("metrics.csv", COLUMNS), ("speed.csv", SPEED_COLUMNS))
+            for name, columns in (
+                ("metrics.csv", COLUMNS),
+                ("speed.csv", SPEED_COLUMNS),
+                ("unusual.csv", UNUSUAL_COLUMNS),
+            )
         )
+        self._spikes = SpikeDetector()
+        for row in read_metrics(self.folder / "metrics.csv"):
+            self._spikes.usual(int(row["window_bases"]), float(row["train_loss"]))
         self._flushed = time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        self._handlers = signals.take(self._on_signal)
 
     def _open(self, name: str, columns: Sequence[str], last_step: int) -> Any:
         path = self.folder / name
@@ -175,7 +213,7 @@ class RunRecorder(L.Callback):
                 error.read[:0] = read
                 raise
         for metrics in read:
-            self._write(trainer, metrics, valid if metrics.step == counters.step else "")
+            self._write(trainer, pl_module, metrics, valid if metrics.step == counters.step else "")
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             for file in self._files:
                 file.flush()
@@ -185,7 +223,7 @@ class RunRecorder(L.Callback):
         if stop:
             trainer.should_stop = True
 
-    def _write(self, trainer: L.Trainer, metrics: StepMetrics, valid: str) -> None:
+    def _write(self, trainer: L.Trainer, module: LanguageModel, metrics: StepMetrics, valid: str) -> None:
         bits_per_base = metrics.train_loss / 0.6931471805599453
         self._rows.writerow(
             [
@@ -194,6 +232,15 @@ class RunRecorder(L.Callback):
                 *(int(metrics.skipped), valid),
             ]
         )
+        usual = self._spikes.usual(metrics.window_bases, metrics.train_loss)
+        if metrics.skipped or usual is not None:
+            kind = "not finite" if metrics.skipped else "spike"
+            loss, norm = f"{metrics.train_loss:.17g}", f"{metrics.gradient_norm:.9g}"
+            mean, deviation = ("", "") if usual is None else (f"{usual[0]:.9g}", f"{usual[1]:.9g}")
+            windows = " ".join(module.name_windows(metrics))
+            self._unusual_rows.writerow([metrics.step, kind, loss, norm, mean, deviation, windows])
+            what = "its numbers were not finite, so it was left out" if metrics.skipped else f"the loss leapt to {loss}"
+            module.say(f"step {metrics.step}: {what}; unusual.csv names its windows")
         rate = metrics.bases / metrics.seconds if metrics.seconds > 0 else float("nan")
         memory = peak_memory_gib()
         if rate == rate:  # the first step of a run compiles and has no step before it
@@ -237,7 +284,8 @@ class RunRecorder(L.Callback):
             read += pl_module.read_steps()
         if self._files:
             for metrics in read:
-                self._write(trainer, metrics, "")
+                assert isinstance(pl_module, LanguageModel)
+                self._write(trainer, pl_module, metrics, "")
         self.close()
 
     def close(self) -> None:
@@ -245,13 +293,18 @@ class RunRecorder(L.Callback):
         for file in self._files:
             file.close()
         self._files = []
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        signals.give_back(self._handlers)
         self._handlers = {}
 
 
-def newest_intact(folder: Path) -> checkpoint.Checkpoint | None:
+def newest_intact(
+    folder: Path, offer: str = "go on from the one before it with --resume-from {}"
+) -> checkpoint.Checkpoint | None:
     """Load the newest checkpoint of a run; none if there is none.
+
+    Args:
+        folder: Holds the checkpoints.
+        offer: What to do if it is damaged; {} stands for the newest that is intact.
 
     Raises:
         InputError: It is damaged; the message names the newest one that is intact.
@@ -263,10 +316,8 @@ def newest_intact(folder: Path) -> checkpoint.Checkpoint | None:
         return checkpoint.load(paths[-1])
     except InputError as error:
         intact = next((path for path in reversed(paths[:-1]) if _is_intact(path)), None)
-        offer = (
-            f"go on from the one before it with --resume-from {intact}" if intact else "no other checkpoint is intact"
-        )
-        raise InputError(f"{error}; {offer}") from error
+        words = offer.format(intact) if intact else "no other checkpoint is intact"
+        raise InputError(f"{error}; {words}") from error
 
 
 def _is_intact(path: Path) -> bool:
@@ -280,7 +331,10 @@ def _is_intact(path: Path) -> bool:
 def set_aside(paths: Sequence[Path]) -> None:
     """Rename checkpoints that a run will not use any more, so that they are never taken for its newest."""
     for path in paths:
-        path.rename(path.with_name(f"{path.name}.set-aside-{time.time_ns()}"))
+        number = 1
+        while (aside := path.with_name(f"{path.name}.set-aside-{number}")).exists():
+            number += 1
+        path.rename(aside)
 
 
 class ProgressBar(L.Callback):

@@ -22,9 +22,10 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from dna_mamba.data.build import sync_directory, write_synced
-from dna_mamba.errors import InputError
+from dna_mamba.errors import InputError, check_regular
 
 CHECKSUMS = "checksums.json"
+FORMAT_VERSION = 1
 TENSOR_FILES = ("model", "optimizer", "rng")
 NAME = re.compile(r"step-(\d{8,})")
 
@@ -64,7 +65,8 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
         InputError: The disk is full or may not be written.
     """
     files = {f"{name}.safetensors": save_safetensors(getattr(checkpoint, name)) for name in TENSOR_FILES}
-    files["counters.json"] = json.dumps(checkpoint.counters, indent=1, allow_nan=True).encode()
+    counters = {"format_version": FORMAT_VERSION, **checkpoint.counters}
+    files["counters.json"] = json.dumps(counters, indent=1, allow_nan=True).encode()
     checksums = {
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
     }
@@ -73,18 +75,21 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     unfinished = folder / f".{final.name}.writing"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for leftover in [*folder.glob(".step-*.writing"), *folder.glob(".step-*.deleting")]:  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         _check_space(folder, sum(map(len, files.values())))
         unfinished.mkdir()
         for name, content in files.items():
             write_synced(unfinished / name, content)
         sync_directory(unfinished)
         if final.exists():  # written before an interruption at the same step
-            shutil.rmtree(final)
+            _delete(final)
         unfinished.rename(final)
         sync_directory(folder)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(
                 f"the disk is full while saving {final}; free space and run again with --resume"
@@ -106,7 +111,15 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
     verify(paths[-1])
     for path in paths[:-keep]:
         if step_of(path) != best_step:
-            shutil.rmtree(path)
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Take the name away first: a checkpoint under its name is whole."""
+    leaving = path.with_name(f".{path.name}.deleting")
+    shutil.rmtree(leaving, ignore_errors=True)
+    path.rename(leaving)
+    shutil.rmtree(leaving)
 
 
 def verify(path: Path) -> dict[str, bytes]:
@@ -122,13 +135,14 @@ def verify(path: Path) -> dict[str, bytes]:
     try:
         checksums = json.loads((path / CHECKSUMS).read_text())
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in checksums.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"checkpoint {path} has no readable {CHECKSUMS}, so it cannot be trusted") from error
     needed = {f"{name}.safetensors" for name in TENSOR_FILES} | {"counters.json"}
     if set(expected) != needed:
         raise InputError(f"checkpoint {path}: {CHECKSUMS} lists {sorted(expected)}, expected {sorted(needed)}")
     files = {}
     for name, (size, sha256) in expected.items():
+        check_regular(path / name, "a file of the checkpoint")
         try:
             content = (path / name).read_bytes()
         except OSError as error:
@@ -143,14 +157,35 @@ def verify(path: Path) -> dict[str, bytes]:
     return files
 
 
+def step_of_counters(path: Path) -> int:
+    """Give the step that the counters of a checkpoint must say: the one in its name, set aside or not."""
+    match = re.match(r"step-(\d{8,})", path.name)
+    if match is None:
+        raise InputError(f"{path} is no checkpoint by its name; expected step- and the number of its step")
+    return int(match[1])
+
+
 def load(path: Path) -> Checkpoint:
-    """Verify and read a checkpoint."""
+    """Verify and read a checkpoint.
+
+    Raises:
+        InputError: A file is damaged, of a newer format, or holds something else than a checkpoint does.
+    """
     files = verify(path)
     try:
         tensors = {name: load_safetensors(files[f"{name}.safetensors"]) for name in TENSOR_FILES}
         counters = json.loads(files["counters.json"])
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"checkpoint {path} cannot be read: {error}") from error
+    if (
+        not isinstance(counters, dict)
+        or type(counters.get("step")) is not int
+        or counters["step"] != step_of_counters(path)
+    ):
+        raise InputError(f"checkpoint {path}: counters.json does not say the step of its name")
+    version = counters.pop("format_version", FORMAT_VERSION)  # of 0.1 before it was written
+    if version != FORMAT_VERSION:
+        raise InputError(f"checkpoint {path} has format version {version!r}, this dna-mamba reads {FORMAT_VERSION}")
     return Checkpoint(counters=counters, **tensors)
 
 
@@ -176,8 +211,9 @@ def load_optimizer_tensors(
         state = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = tensors.get(f"{key}.{name}")
-            if value is None or (key != "step" and value.shape != parameter.shape):
-                raise InputError(f"{where}: the optimizer state of {name!r} is missing or misshapen")
+            expected = parameter.shape if key != "step" else torch.Size([])
+            if value is None or value.shape != expected or not bool(value.isfinite().all()):
+                raise InputError(f"{where}: the optimizer state of {name!r} is missing, misshapen or not finite")
             state[key] = value.to(parameter.device).clone()
         optimizer.state[parameter] = state
 
@@ -190,8 +226,11 @@ def rng_tensors() -> dict[str, Tensor]:
     return tensors
 
 
-def load_rng_tensors(tensors: Mapping[str, Tensor]) -> None:
+def load_rng_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
     """Set torch's random number generators."""
-    torch.set_rng_state(tensors["cpu"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
+    try:
+        torch.set_rng_state(tensors["cpu"])
+        if "cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["cuda"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise InputError(f"{where}: rng.safetensors does not hold the state of torch's random numbers") from error

@@ -16,6 +16,7 @@ from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError, StoppedError
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.training.classification import backward_of_classes, scores_in_pieces, vectors_in_pieces
+from dna_mamba.training.language_model import MAX_SKIPPED_IN_A_ROW
 from dna_mamba.training.optimizer import OptimizerConfig
 
 FIRST_LENGTH = 2**14
@@ -125,7 +126,7 @@ def finetune(
         on_epoch: Called after each epoch, with its number from 0.
 
     Raises:
-        StoppedError: A loss is not finite.
+        StoppedError: Three steps in a row were not finite; one or two are left out.
     """
     device = model.head.weight.device
     optimizer = optimizer or config.optimizer.build(model)
@@ -134,6 +135,7 @@ def finetune(
     if first_step == 0 and config.standardize_windows:
         standardize(model, windows_of(config.seq_len), config)
     windows_of = functools.cache(windows_of)
+    skipped_in_a_row = 0
 
     def read(step: int) -> list[tuple[Tensor, Tensor]]:
         epoch, number = divmod(step, config.steps_per_epoch)
@@ -164,11 +166,17 @@ def finetune(
                 right.append((scores_BK.argmax(1) == targets_B).sum())
             gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip)
             loss, norm = float(torch.stack(losses).sum()), float(gradient_norm)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise StoppedError(f"step {step + 1}: the loss ({loss}) or its gradient (norm {norm}) is not finite")
+            finite = math.isfinite(loss) and math.isfinite(norm)
+            skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
+            if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise StoppedError(
+                    f"step {step + 1}: the loss ({loss}) or its gradient (norm {norm}) was not finite for "
+                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row"
+                )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.step()
+            if finite:  # a step that is not finite is left out
+                optimizer.step()
             epoch = step // config.steps_per_epoch
             if on_step:
                 on_step(

@@ -58,6 +58,8 @@ class StepMetrics:
     skipped: bool
     seconds: float
     """Since the step before it ended, what came between them included; 0 of the first."""
+    places_B3: Tensor = field(repr=False, compare=False)
+    """Of its windows; `LanguageModel.name_windows` names them."""
 
 
 class NotFiniteError(StoppedError):
@@ -87,7 +89,7 @@ class _Unread:
             self.arrived.synchronize()
         loss, norm = self.numbers.tolist()
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
-        return StepMetrics(train_loss=loss, gradient_norm=norm, skipped=skipped, **self.about)
+        return StepMetrics(train_loss=loss, gradient_norm=norm, skipped=skipped, places_B3=self.places_B3, **self.about)
 
 
 class LanguageModel(L.LightningModule):
@@ -193,7 +195,7 @@ class LanguageModel(L.LightningModule):
                 raise NotFiniteError(
                     f"step {metrics.step}: the loss ({metrics.train_loss}) or its gradient (norm {metrics.gradient_norm}) "
                     f"was not finite for {MAX_SKIPPED_IN_A_ROW} steps in a row; the windows of the last were "
-                    f"{self._name(unread.places_B3, metrics.window_bases)}",
+                    f"{_first(self.name_windows(metrics))}",
                     read,
                 )
         return read
@@ -209,7 +211,8 @@ class LanguageModel(L.LightningModule):
                 if smaller is None:
                     raise StoppedError(
                         f"step {self.counters.step + 1} does not fit in the GPU's memory in pieces of {self.piece_bases:,} "
-                        f"bases, the smallest tried; take a smaller model or another GPU"
+                        f"bases, the smallest tried; take a smaller --model, more --set training.recomputed_layers, or fewer "
+                        f"training.bases_per_step (dna-mamba plan says what each needs)"
                     ) from error
                 self.piece_bases, self.kept_pieces = smaller
                 self.on_smaller(*smaller)
@@ -265,9 +268,13 @@ class LanguageModel(L.LightningModule):
         if self._captured is not None and self._captured.tokens_BT.numel() > MAX_BASES // 4:
             self._captured = None
 
-    def _name(self, places_B3: Tensor, length: int) -> str:
-        named = [
-            f"{self.contig_names[contig]}:{start + 1}-{start + length}{'(-)' if flipped else ''}"
-            for contig, start, flipped in places_B3.tolist()
+    def name_windows(self, metrics: StepMetrics) -> list[str]:
+        """Name the windows of a step: CONTIG:START-END, with (-) on the other strand."""
+        return [
+            f"{self.contig_names[contig]}:{start + 1}-{start + metrics.window_bases}{'(-)' if flipped else ''}"
+            for contig, start, flipped in metrics.places_B3.tolist()
         ]
-        return ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
+
+
+def _first(named: Sequence[str], most: int = 4) -> str:
+    return ", ".join(named[:most]) + (f" and {len(named) - most} more" if len(named) > most else "")

@@ -5,9 +5,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,7 +12,8 @@ import pytest
 from dna_mamba.errors import InputError
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import newest_intact, read_metrics
-from tests.conftest import ROOT, dna_mamba
+from tests.test_faults import AT
+from tests.zygote import Zygote
 
 STEPS = 24
 
@@ -41,34 +39,29 @@ def weights(out):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
+def zygote(tmp_path_factory):
+    process = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="module")
-def unbroken(toy_fasta, tmp_path_factory, cache):
+def unbroken(toy_fasta, tmp_path_factory, zygote):
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    done = dna_mamba(*arguments(toy_fasta, out), DNA_MAMBA_CACHE=cache)
-    assert done.returncode == 0, done.stderr
+    done = zygote.run(*arguments(toy_fasta, out))
+    assert done.code == 0, done.stderr
     assert [int(step) for step, _, _ in losses(out)] == list(range(1, STEPS + 1))
     assert {row["window_bases"] for row in read_metrics(out / "metrics.csv")} == {"1024", "2048", "4096"}
     return out
 
 
-def start(fasta, out, cache, *more, new_group=False):
-    return subprocess.Popen(
-        [sys.executable, "-m", "dna_mamba.cli", *map(str, arguments(fasta, out, *more))],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "DNA_MAMBA_CACHE": cache},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=new_group,
-    )
+def start(zygote, fasta, out, *more):
+    return zygote.start(*arguments(fasta, out, *more))
 
 
 def wait_for_step(out, step, process):
     """Wait until a run has written the row of a step, or has ended."""
-    while process.poll() is None:
+    while process.wait(0) is None:
         metrics = out / "metrics.csv"
         newest = [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(out / "checkpoints")]
         if newest and newest[-1] >= step:
@@ -79,77 +72,35 @@ def wait_for_step(out, step, process):
 
 
 @pytest.mark.parametrize("num_workers, num_kills, seed", [(0, 1, 1), (2, 2, 2), (0, 3, 3)])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(toy_fasta, unbroken, tmp_path, cache, num_workers, num_kills, seed):
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    toy_fasta, unbroken, tmp_path, zygote, num_workers, num_kills, seed
+):
     out = tmp_path / "run"
     generator = random.Random(seed)
     kill_steps = sorted(generator.sample(range(1, STEPS - 1), num_kills))
     for i, step in enumerate(kill_steps):
-        process = start(toy_fasta, out, cache, "--num-workers", num_workers, *(["--resume"] if i else []))
+        process = start(zygote, toy_fasta, out, "--num-workers", num_workers, *(["--resume"] if i else []))
         wait_for_step(out, step, process)
         time.sleep(generator.random() * 0.05)  # within a step, a validation or a save
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    done = dna_mamba(*arguments(toy_fasta, out, "--resume", "--num-workers", num_workers), DNA_MAMBA_CACHE=cache)
-    assert done.returncode == 0, done.stderr
+        process.kill()
+        process.wait()
+    done = zygote.run(*arguments(toy_fasta, out, "--resume", "--num-workers", num_workers))
+    assert done.code == 0, done.stderr
     assert losses(out) == losses(unbroken)
     assert weights(out) == weights(unbroken)
 
 
-def test_a_run_killed_during_a_save_goes_on(toy_fasta, unbroken, tmp_path, cache):
-    # the process kills itself between two files of the checkpoint after step 8
-    out = tmp_path / "run"
-    code = f"""
-import os, signal, sys
-from dna_mamba.training import checkpoint
-original = checkpoint.write_synced
-def killing(path, content):
-    if "step-00000008" in str(path) and path.name == "rng.safetensors":
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(path, content)
-checkpoint.write_synced = killing
-sys.argv = ["dna-mamba"] + {[str(a) for a in arguments(toy_fasta, out)]!r}
-from dna_mamba.cli import main
-main()
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DNA_MAMBA_CACHE": cache}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL
-    assert checkpoint.step_of(checkpoint.list_checkpoints(out / "checkpoints")[-1]) == 6
-    assert list((out / "checkpoints").glob(".step-00000008*"))
-    done = dna_mamba(*arguments(toy_fasta, out, "--resume"), DNA_MAMBA_CACHE=cache)
-    assert done.returncode == 0, done.stderr
-    assert losses(out) == losses(unbroken) and weights(out) == weights(unbroken)
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_at_the_next_step_and_says_how_to_go_on(toy_fasta, unbroken, tmp_path, cache, number, code):
-    out = tmp_path / "run"
-    process = start(toy_fasta, out, cache)
-    wait_for_step(out, 3, process)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == code, stderr
-    assert stderr.strip().splitlines()[-1].endswith(f"go on with --out {out} --resume")
-    saved = checkpoint.step_of(checkpoint.list_checkpoints(out / "checkpoints")[-1])
-    assert saved == int(losses(out)[-1][0]) < STEPS
-    done = dna_mamba("pretrain", "--out", out, "--resume", DNA_MAMBA_CACHE=cache)  # settings come from the run
-    assert done.returncode == 0, done.stderr
-    assert losses(out) == losses(unbroken) and weights(out) == weights(unbroken)
-
-
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(toy_fasta, unbroken, tmp_path, cache):
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(toy_fasta, unbroken, tmp_path, zygote):
     again, other = tmp_path / "again", tmp_path / "other"
-    assert dna_mamba(*arguments(toy_fasta, again, "--num-workers", 2), DNA_MAMBA_CACHE=cache).returncode == 0
+    assert zygote.run(*arguments(toy_fasta, again, "--num-workers", 2)).code == 0
     assert losses(again) == losses(unbroken) and weights(again) == weights(unbroken)
-    assert dna_mamba(*arguments(toy_fasta, other, "--seed", 8), DNA_MAMBA_CACHE=cache).returncode in (0, 2)
+    assert zygote.run(*arguments(toy_fasta, other, "--seed", 8)).code in (0, 2)
     assert not other.exists() or losses(other) != losses(unbroken)
 
 
-def test_a_resume_with_another_configuration_names_the_difference(toy_fasta, unbroken, cache):
-    done = dna_mamba(
-        "pretrain", "--out", unbroken, "--resume", "--set", "optimizer.peak_rate=0.5", DNA_MAMBA_CACHE=cache
-    )
-    assert done.returncode == 2
+def test_a_resume_with_another_configuration_names_the_difference(toy_fasta, unbroken, zygote):
+    done = zygote.run("pretrain", "--out", unbroken, "--resume", "--set", "optimizer.peak_rate=0.5")
+    assert done.code == 2
     assert "optimizer.peak_rate was 0.004 and is now 0.5" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -189,15 +140,15 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_offered(u
     assert newest.name in str(error.value) and f"--resume-from {before}" in str(error.value)
 
 
-def test_resume_from_goes_on_from_an_older_checkpoint(toy_fasta, unbroken, tmp_path, cache):
+def test_resume_from_goes_on_from_an_older_checkpoint(toy_fasta, unbroken, tmp_path, zygote):
     out = tmp_path / "run"
     shutil.copytree(unbroken, out)
     older = checkpoint.list_checkpoints(out / "checkpoints")[-2]
     _flip(checkpoint.list_checkpoints(out / "checkpoints")[-1] / "model.safetensors")
-    refused = dna_mamba("pretrain", "--out", out, "--resume", DNA_MAMBA_CACHE=cache)
-    assert refused.returncode == 2 and str(older) in refused.stderr
-    done = dna_mamba("pretrain", "--out", out, "--resume-from", older, DNA_MAMBA_CACHE=cache)
-    assert done.returncode == 0, done.stderr
+    refused = zygote.run("pretrain", "--out", out, "--resume")
+    assert refused.code == 2 and str(older) in refused.stderr
+    done = zygote.run("pretrain", "--out", out, "--resume-from", older)
+    assert done.code == 0, done.stderr
     assert losses(out) == losses(unbroken) and weights(out) == weights(unbroken)
 
 
@@ -230,33 +181,31 @@ def test_the_newest_checkpoints_and_the_best_are_kept(unbroken):
     )
 
 
-def test_a_run_killed_before_its_first_row_goes_on(toy_fasta, unbroken, tmp_path, cache):
+def test_a_run_killed_before_its_first_row_goes_on(toy_fasta, unbroken, tmp_path, zygote):
     out = tmp_path / "run"
-    process = start(toy_fasta, out, cache)
-    while not (out / "metrics.csv").exists() and process.poll() is None:
+    process = start(zygote, toy_fasta, out)
+    while not (out / "metrics.csv").exists() and process.wait(0) is None:
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     (out / "metrics.csv").write_bytes(b"")  # as if the header had been lost too
-    done = dna_mamba(*arguments(toy_fasta, out, "--resume"), DNA_MAMBA_CACHE=cache)
-    assert done.returncode == 0, done.stderr
+    done = zygote.run(*arguments(toy_fasta, out, "--resume"))
+    assert done.code == 0, done.stderr
     assert losses(out) == losses(unbroken)
 
 
-def test_a_signal_to_the_whole_process_group_saves_with_workers_too(toy_fasta, unbroken, tmp_path, cache):
+def test_a_signal_to_the_whole_process_group_saves_with_workers_too(toy_fasta, unbroken, tmp_path, zygote):
     out = tmp_path / "run"
-    process = start(toy_fasta, out, cache, "--num-workers", 2, new_group=True)
-    wait_for_step(out, 3, process)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 143, stderr
+    code = "import os; os.setsid()\n" + AT.format(step=4, name="rng.safetensors", action="os.killpg(0, signal.SIGTERM)")
+    process = zygote.run(*arguments(toy_fasta, out, "--num-workers", 2), code=code)
+    assert process.code == 143, process.stderr
     assert checkpoint.list_checkpoints(out / "checkpoints")
-    done = dna_mamba("pretrain", "--out", out, "--resume", DNA_MAMBA_CACHE=cache, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = zygote.run("pretrain", "--out", out, "--resume")
+    assert done.code == 0, done.stderr
     assert losses(out) == losses(unbroken) and weights(out) == weights(unbroken)
 
 
-def test_a_checkpoint_of_another_run_changes_nothing(toy_fasta, unbroken, tmp_path, cache):
+def test_a_checkpoint_of_another_run_changes_nothing(toy_fasta, unbroken, tmp_path, zygote):
     out, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(unbroken, out)
     shutil.copytree(unbroken, other)
@@ -268,34 +217,6 @@ def test_a_checkpoint_of_another_run_changes_nothing(toy_fasta, unbroken, tmp_pa
     sums["counters.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (foreign / "checksums.json").write_text(json.dumps(sums))
     before = sorted(p.name for p in (out / "checkpoints").iterdir())
-    done = dna_mamba("pretrain", "--out", out, "--resume-from", foreign, DNA_MAMBA_CACHE=cache)
-    assert done.returncode == 2 and "another configuration" in done.stderr
+    done = zygote.run("pretrain", "--out", out, "--resume-from", foreign)
+    assert done.code == 2 and "another configuration" in done.stderr
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == before
-
-
-def test_a_full_disk_while_saving_leaves_the_last_checkpoint(unbroken, tmp_path):
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = os.geteuid() == 0 and (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=600k", "none", str(folder)], capture_output=True, check=False
-        ).returncode
-        == 0
-    )
-    if not mounted:
-        pytest.skip("needs the right to mount a small tmpfs")
-    try:
-        saved = checkpoint.load(checkpoint.list_checkpoints(unbroken / "checkpoints")[-1])
-        steps = 0
-        with pytest.raises(
-            InputError, match="the disk is full while saving .*; free space and run again with --resume"
-        ):
-            for steps in range(1, 100):
-                checkpoint.save(folder, steps, saved)
-        left = checkpoint.list_checkpoints(folder)
-        assert [checkpoint.step_of(p) for p in left] == list(range(1, steps)) and left
-        for path in left:
-            checkpoint.verify(path)
-        assert not list(folder.glob(".*"))
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)

@@ -2,8 +2,8 @@
 
 import json
 import math
-import pickle
-import struct
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from dna_mamba.errors import InputError
+from dna_mamba.errors import InputError, check_regular
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import copy_tensors, unshared_tensors
-from dna_mamba.model.config import BackboneConfig
+from dna_mamba.model.checkpoints.native import check_size, copy_tensors, unshared_tensors
+from dna_mamba.model.config import MAX_LAYERS, BackboneConfig
 from dna_mamba.model.mixers.mamba import MambaConfig
 
 MAMBA_SSM, TRANSFORMERS = "mamba_ssm", "transformers"
@@ -46,7 +46,7 @@ def _differs(where: str, key: str, value: Any, expected: Any) -> InputError:
 
 def _integer(config: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
     value = config.get(key, default)
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value <= 2**31:
         raise InputError(f"{where}: {key} is {value!r}, expected a whole number from 1 up")
     return value
 
@@ -77,7 +77,9 @@ def _of_mamba_ssm(config: dict[str, Any], where: str) -> tuple[BackboneConfig, i
     )
     layers, vocabulary = _integer(config, "n_layer", where), _integer(config, "vocab_size", where)
     multiple = _integer(config, "pad_vocab_size_multiple", where, 8)
-    return BackboneConfig(width=width, pattern="M" * layers, mamba=mamba), -(-vocabulary // multiple) * multiple
+    return BackboneConfig(width=width, pattern="M" * min(layers, MAX_LAYERS + 1), mamba=mamba), -(
+        -vocabulary // multiple
+    ) * multiple
 
 
 def _of_transformers(config: dict[str, Any], where: str) -> tuple[BackboneConfig, int]:
@@ -102,7 +104,7 @@ def _of_transformers(config: dict[str, Any], where: str) -> tuple[BackboneConfig
         num_taps=_integer(config, "conv_kernel", where, 4),
     )
     layers = _integer(config, "num_hidden_layers", where)
-    pattern = BackboneConfig(width=width, pattern="M" * layers, mamba=mamba, norm_eps=eps)
+    pattern = BackboneConfig(width=width, pattern="M" * min(layers, MAX_LAYERS + 1), mamba=mamba, norm_eps=eps)
     return pattern, _integer(config, "vocab_size", where)
 
 
@@ -116,6 +118,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], BackboneConfig, int]:
         InputError: There is none, it is neither of the two, or the model differs from ours.
     """
     file = path / "config.json"
+    check_regular(file, "JSON")
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError:
@@ -123,10 +126,13 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], BackboneConfig, int]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     where = str(file)
-    if isinstance(config, dict) and config.get("model_type") == "mamba":
-        return TRANSFORMERS, config, *_of_transformers(config, where)
-    if isinstance(config, dict) and "d_model" in config and "n_layer" in config:
-        return MAMBA_SSM, config, *_of_mamba_ssm(config, where)
+    try:
+        if isinstance(config, dict) and config.get("model_type") == "mamba":
+            return TRANSFORMERS, config, *_of_transformers(config, where)
+        if isinstance(config, dict) and "d_model" in config and "n_layer" in config:
+            return MAMBA_SSM, config, *_of_mamba_ssm(config, where)
+    except InputError as error:
+        raise InputError(str(error) if where in str(error) else f"{where}: {error}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     words = f"model_type is {kind!r}" if kind else "it names no model_type and no d_model"
     raise InputError(
@@ -142,31 +148,38 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     for name in WEIGHTS:
         file = path / name
+        check_regular(file, "a file of weights")
         if not file.is_file():
             continue
         try:
             if name.endswith(".safetensors"):
                 return load_safetensors(file.read_bytes())
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            _check_zip(file)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = torch.load(file, map_location="cpu", weights_only=True)
+        except InputError:
+            raise
         except OSError as error:
             raise InputError(f"cannot read {file}: {error.strerror}") from error
-        except (
-            SafetensorError,
-            pickle.UnpicklingError,
-            RuntimeError,
-            EOFError,
-            ValueError,
-            struct.error,
-            KeyError,
-        ) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except SafetensorError as error:
+            raise InputError(f"{file} is damaged, or no safetensors file: {error}") from error
+        except Exception as error:  # the unpickler raises whatever a damaged file leads it to
             raise InputError(
-                f"{file} is damaged, or holds more than tensors, which is not loaded: {first[:200]}"
+                f"{file} is damaged, or holds more than tensors, which is not loaded; take its model.safetensors"
             ) from error
         if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
             raise InputError(f"{file} holds no table of tensors")
         return found
     raise InputError(f"{path} has no {' or '.join(WEIGHTS)}; a checkpoint in several shards must be joined first")
+
+
+def _check_zip(file: Path) -> None:
+    """Refuse packed members: torch writes none, and a few hundred bytes could unfold into gigabytes."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as members:
+            if any(one.compress_type != zipfile.ZIP_STORED for one in members.infolist()):
+                raise InputError(f"{file} holds packed members, as no checkpoint of torch does; it is not unpacked")
 
 
 def import_checkpoint(path: Path, token_ids: tuple[int, ...] | None = None) -> Imported:
@@ -184,7 +197,9 @@ def import_checkpoint(path: Path, token_ids: tuple[int, ...] | None = None) -> I
         InputError: It cannot be read, differs from our model, or a tensor is missing, extra or misshapen.
     """
     kind, _, backbone, rows = read_config(path)
-    tensors = {name: tensor.float() for name, tensor in read_tensors(path).items()}
+    loaded = read_tensors(path)
+    check_size(backbone, loaded, str(path))
+    tensors = {name: tensor.float() for name, tensor in loaded.items()}
     name = EMBEDDING[kind]
     if name not in tensors:
         raise InputError(f"{path} lacks the tensor {name!r}")

@@ -1,5 +1,7 @@
 """Our model directory: config.json and model.safetensors. Nothing in it is pickled, nothing executes on load."""
 
+import contextlib
+import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -13,7 +15,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from dna_mamba.errors import InputError, nearest
+from dna_mamba.errors import InputError, check_regular, nearest
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
@@ -39,7 +41,7 @@ def copy_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str) -> No
     """Copy tensors into a model that has exactly these names and shapes.
 
     Raises:
-        InputError: A tensor is missing, extra or misshapen; the message names the first.
+        InputError: A tensor is missing, extra, misshapen or not finite; the message names the first.
     """
     tensors = dict(tensors)
     own = unshared_tensors(model)
@@ -55,6 +57,13 @@ def copy_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str) -> No
             raise InputError(
                 f"{where}: {name!r} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}; {other}"
             )
+        if not tensors[name].is_floating_point():
+            raise InputError(f"{where}: {name!r} holds {tensors[name].dtype}, expected floating-point numbers")
+        if not bool(tensors[name].isfinite().all()):
+            raise InputError(
+                f"{where}: {name!r} holds numbers that are not finite, so nothing could be computed with it; take another "
+                f"checkpoint"
+            )
     if extra := sorted(set(tensors) - set(own)):
         raise InputError(f"{where} has the unexpected tensor {extra[0]!r}; {other}")
     state = model.state_dict(keep_vars=True)
@@ -63,15 +72,17 @@ def copy_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str) -> No
             state[name].copy_(tensor)
 
 
-def save_pretrained(model: DnaMamba, path: Path, policy: dict[str, Any]) -> None:
+def save_pretrained(model: DnaMamba, path: Path, policy: dict[str, Any], trained_bases: int | None = None) -> None:
     """Write a model directory; each file is replaced whole.
 
     Args:
         model: The model.
         path: The directory; made if it is not there.
         policy: How its training treated N, strands and the ends of windows, as plain values.
+        trained_bases: Longest window that it was trained on, if that is known.
     """
-    _save(model, path, {"model_type": LANGUAGE_MODEL, "backbone": asdict(model.config), "policy": policy})
+    about = {"policy": policy} | ({} if trained_bases is None else {"trained_bases": trained_bases})
+    _save(model, path, {"model_type": LANGUAGE_MODEL, "backbone": asdict(model.config), **about})
 
 
 def save_classifier(model: SequenceClassifier, path: Path, training: dict[str, Any]) -> None:
@@ -89,9 +100,52 @@ def save_classifier(model: SequenceClassifier, path: Path, training: dict[str, A
 def _save(model: nn.Module, path: Path, config: dict[str, Any]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     model_type = config.pop("model_type")
-    config = {"model_type": model_type, "format_version": FORMAT_VERSION, **config}
-    _replace(path / "model.safetensors", save_safetensors(unshared_tensors(model), metadata={"format": "pt"}))
+    config = {"model_type": model_type, "format_version": FORMAT_VERSION, "checksum": CHECKSUM, **config}
+    _replace(path / "model.safetensors", with_checksum(unshared_tensors(model)))
     _replace(path / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+
+
+CHECKSUM = "sha256 in model.safetensors"
+NO_CHECKSUM = b"0" * 64
+
+
+def with_checksum(tensors: dict[str, Tensor]) -> bytes:
+    """Write tensors as a safetensors file whose metadata hold the SHA-256 of the file with zeros in its place."""
+    content = save_safetensors(tensors, metadata={"format": "pt", "sha256": NO_CHECKSUM.decode()})
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    # safetensors writes metadata in a random order; the same tensors shall give the same bytes
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(start - 8)
+    content = content[:8] + text + content[start:]
+    return content.replace(NO_CHECKSUM, hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+def check_checksum(content: bytes, where: Path, needed: bool) -> None:
+    """Compare a safetensors file with the SHA-256 in its metadata.
+
+    Args:
+        content: The file.
+        where: Its name, for the message.
+        needed: Whether there must be one; files of other programs have none and pass.
+
+    Raises:
+        InputError: They differ, or there is none.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8:start])
+        expected = header.get("__metadata__", {}).get("sha256")
+    except (ValueError, AttributeError, RecursionError):
+        return  # safetensors itself says what is wrong with it
+    if not isinstance(expected, str) or len(expected) != len(NO_CHECKSUM):
+        if needed:
+            raise InputError(f"{where} has lost the SHA-256 in it: it was damaged or edited; take another copy")
+        return
+    digest = hashlib.sha256(content[:8] + content[8:start].replace(expected.encode(), NO_CHECKSUM, 1))
+    digest.update(memoryview(content)[start:])
+    if digest.hexdigest() != expected:
+        raise InputError(f"{where} does not match the SHA-256 in it: it was damaged or edited; take another copy")
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -102,8 +156,11 @@ def _replace(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say the name
         raise
 
 
@@ -126,11 +183,13 @@ def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, A
         InputError: The directory is none of ours, is damaged, or its tensors do not fit its configuration.
     """
     config, tensors, where = _read(Path(path), LANGUAGE_MODEL)
-    model = DnaMamba(_backbone_config(config.get("backbone"), where))
+    model = DnaMamba(_backbone_config(config.get("backbone"), where, tensors))
     copy_tensors(model, tensors, where)
     policy = config.get("policy")
     if not isinstance(policy, dict):
         raise InputError(f"{where} lacks the policy (how N, strands and ends of windows were treated)")
+    bases = config.get("trained_bases")
+    model.trained_bases = bases if type(bases) is int else None
     return model.eval(), policy
 
 
@@ -149,7 +208,7 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceClassifier, d
         raise InputError(f"{where}: labels must be a list of names, not {labels!r}")
     if not isinstance(training, dict):
         raise InputError(f"{where} lacks the section 'training'")
-    model = SequenceClassifier(_backbone_config(config.get("backbone"), where), labels, str(pooling))
+    model = SequenceClassifier(_backbone_config(config.get("backbone"), where, tensors), labels, str(pooling))
     copy_tensors(model, tensors, where)
     return model.eval(), training
 
@@ -157,6 +216,7 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceClassifier, d
 def _read(path: Path, model_type: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """Read both files of a model directory of this type."""
     file = path / "config.json"
+    check_regular(file, "JSON")
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError:
@@ -170,20 +230,32 @@ def _read(path: Path, model_type: str) -> tuple[dict[str, Any], dict[str, Tensor
         raise InputError(
             f"{path} {is_other} by its config.json; {kinds[model_type]} is needed: model_type {model_type!r}"
         )
-    if config.get("format_version") != FORMAT_VERSION:
+    if config.get("format_version") != FORMAT_VERSION or config["format_version"] is True:
         raise InputError(
             f"{file} has format version {config.get('format_version')!r}, this dna-mamba reads {FORMAT_VERSION}"
         )
     weights = path / "model.safetensors"
+    check_regular(weights, "a safetensors file")
     try:
-        return config, load_safetensors(weights.read_bytes()), str(path)
+        content = weights.read_bytes()
+        check_checksum(content, weights, needed=config.get("checksum") == CHECKSUM)
+        return config, load_safetensors(content), str(path)
     except OSError as error:
         raise InputError(f"cannot read {weights}: {error.strerror}") from error
     except SafetensorError as error:
         raise InputError(f"{weights} is damaged or no safetensors file: {error}") from error
 
 
-def _backbone_config(values: Any, where: str) -> BackboneConfig:
+def check_size(config: BackboneConfig, tensors: dict[str, Tensor], where: str) -> None:
+    """Refuse a configuration of another size than its weights before a model of that size is made."""
+    found = sum(tensor.numel() for tensor in tensors.values())
+    if config.num_parameters > 4 * found + 10**6:
+        raise InputError(
+            f"{where}: the configuration is one of {config.num_parameters:,} parameters, but the weights have {found:,}"
+        )
+
+
+def _backbone_config(values: Any, where: str, tensors: dict[str, Tensor]) -> BackboneConfig:
     if not isinstance(values, dict):
         raise InputError(f"{where} lacks the section 'backbone'")
     fields = set(BackboneConfig.__dataclass_fields__)
@@ -193,6 +265,12 @@ def _backbone_config(values: Any, where: str) -> BackboneConfig:
     if type(values.get("width", 64)) is not int or type(values.get("vocabulary_size", 16)) is not int:
         raise InputError(f"{where}: width and vocabulary_size must be whole numbers")
     try:
-        return BackboneConfig(**{**values, "mamba": MambaConfig(**values.get("mamba", {}))})
-    except (TypeError, ValueError) as error:
+        config = BackboneConfig(**{**values, "mamba": MambaConfig(**values.get("mamba", {}))})
+        check_size(config, tensors, where)
+        return config
+    except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:  # a value of a wrong type
+        raise InputError(
+            f"{where}: the section 'backbone' of config.json has a value of a wrong type: {error}"
+        ) from error

@@ -31,7 +31,7 @@ class MambaConfig:
     def __post_init__(self) -> None:
         if not (1 <= self.num_states <= 1024 and 1 <= self.expansion <= 64 and 2 <= self.num_taps <= 64):
             raise InputError("mamba: num_states must lie in 1 to 1024, expansion in 1 to 64 and num_taps in 2 to 64")
-        if not 0 < self.delta_min <= self.delta_max:
+        if not 0 < self.delta_min <= self.delta_max < math.inf:
             raise InputError(f"mamba: delta_min {self.delta_min} and delta_max {self.delta_max} must be 0 < min <= max")
 
     def build(self, width: int) -> "MambaMixer":

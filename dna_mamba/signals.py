@@ -1,0 +1,20 @@
+"""Signals that ask a command to stop: taken over while there is something to save or to clear away."""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C, the end of a job, a closed terminal, and the warning of batch systems (sbatch --signal=USR1@120)."""
+
+
+def take(handler: Callable[[int, Any], None] | signal.Handlers) -> dict[int, Any]:
+    """Let a handler have the signals; those that are ignored, as under nohup, stay so. Give what had them before."""
+    taken = [number for number in STOPPING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in taken}
+
+
+def give_back(before: dict[int, Any]) -> None:
+    """Undo `take`."""
+    for number, handler in before.items():
+        signal.signal(number, handler)
