@@ -176,7 +176,7 @@ def _read(kind: Any, value: Any, name: str, where: str) -> Any:
             pass
     if kind is Path and isinstance(value, (str, Path)):
         return Path(value)
-    if type(value) is kind:
+    if type(value) is kind and not (kind is int and abs(value) > 10**1000):
         return value
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}[kind]
     raise InputError(f"{where}: {name} is {_shown(value)}, expected {expected}")

@@ -3,15 +3,17 @@
 import ast
 import re
 import tomllib
+from contextlib import suppress
+from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from tests.conftest import ROOT
 
-# advisories: torch CVE-2025-32434 and CVE-2026-24747, lightning GHSA-w37p-236h-pfx3 (2.6.2 and 2.6.3 were malware), transformers
-# CVE-2026-4372 and CVE-2026-5241, htslib CVE-2026-31962 to 31971 (pysam 0.24.1 carries 1.24)
+ADVISORIES = tomllib.loads((ROOT / "constraints" / "advisories.toml").read_text())["advisory"]
 FLOORS = {"torch": "2.10", "lightning": "2.6.4", "transformers": "5.3", "pysam": "0.24.1"}
 FILES = [path for folder in ("dna_mamba", "kernels", "pipelines") for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -23,18 +25,39 @@ def requirements():
     ]
 
 
-@pytest.mark.parametrize("name", FLOORS)
-def test_no_release_with_a_known_hole_is_allowed(name):
-    found = [r for r in requirements() if r.name == name]
-    assert found
-    below = [
-        Version(v)
-        for v in ("0.1", "0.24.0", "2.5.1", "2.6.3", "2.9.1", "4.57", "5.2.9")
-        if Version(v) < Version(FLOORS[name])
-    ]
+def pins():
+    lines = (ROOT / "constraints" / "cpu.txt").read_text().splitlines()
+    return {
+        line.partition("==")[0].lower(): Version(line.partition("==")[2])
+        for line in lines
+        if "==" in line and line[0] != "#"
+    }
+
+
+@pytest.mark.parametrize("advisory", ADVISORIES, ids=lambda advisory: f"{advisory['package']} {advisory['id']}")
+def test_no_release_with_a_known_hole_is_allowed_pinned_or_installed(advisory):
+    affected = SpecifierSet(advisory["affected"])
+    assert advisory["releases"] and all(release in affected for release in advisory["releases"])
+    found = [r for r in requirements() if r.name == advisory["package"]]
+    assert found, "an advisory about a package that nothing depends on"
     for requirement in found:
-        assert below and not [v for v in below if v in requirement.specifier], requirement
-        assert Version(FLOORS[name]) in requirement.specifier
+        allowed = [release for release in advisory["releases"] if release in requirement.specifier]
+        assert not allowed, f"{requirement} allows {allowed}: {advisory['what']}"
+    assert pins()[advisory["package"]] not in affected
+    with suppress(metadata.PackageNotFoundError):
+        assert Version(metadata.version(advisory["package"])) not in affected
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_the_floor_itself_is_allowed(name):
+    found = [r for r in requirements() if r.name == name]
+    assert found and all(Version(FLOORS[name]) in requirement.specifier for requirement in found)
+
+
+def test_every_dependency_is_pinned():
+    for requirement in requirements():
+        if requirement.name.lower() != "setuptools":  # which builds the wheel
+            assert requirement.name.lower() in pins(), requirement
 
 
 def calls(tree):

@@ -43,6 +43,10 @@ Progress = Callable[[int, int], None]
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
+HASHED_AT_ONCE = 1 << 16
+"""Handing over to the thread takes longer than hashing fewer bytes; assemblies have contigs by the hundred thousand."""
+
+
 class _BackgroundHash:
     """SHA-256 fed by a thread of its own, one chunk behind the reader."""
 
@@ -53,7 +57,11 @@ class _BackgroundHash:
 
     def update(self, chunk: bytes | memoryview) -> None:
         self._wait()
-        self._last = self._thread.submit(self._digest.update, chunk)
+        self._last = None
+        if len(chunk) < HASHED_AT_ONCE:
+            self._digest.update(chunk)
+        else:
+            self._last = self._thread.submit(self._digest.update, chunk)
 
     def _wait(self) -> None:
         if self._last is not None:
@@ -134,12 +142,17 @@ class _Packer:
             self._counts[5] += np.count_nonzero(array & OTHER)
             self.num_uracil += letters.count(b"U") + letters.count(b"u")
             array = np.bitwise_and(array, OTHER - 1, dtype=np.uint8)
-        for value in range(4):
-            self._counts[value] += np.count_nonzero(array == value)
-            masked = np.count_nonzero(array == (value | SOFT_MASK))
-            self._counts[value] += masked
-            self._counts[6] += masked
-        self._counts[6] += np.count_nonzero(array == 12)
+        if array.size < HASHED_AT_ONCE:  # of small pieces one pass is quicker, of large ones nine
+            found = np.bincount(array, minlength=16)
+            self._counts[:4] += found[:4] + found[8:12]
+            self._counts[6] += found[8:13].sum()
+        else:
+            for value in range(4):
+                self._counts[value] += np.count_nonzero(array == value)
+                masked = np.count_nonzero(array == (value | SOFT_MASK))
+                self._counts[value] += masked
+                self._counts[6] += masked
+            self._counts[6] += np.count_nonzero(array == 12)
         self._counts[7] += array.size
         self.sha256.update(array.data)
         self.file.write(array.data)
