@@ -43,7 +43,7 @@ test-gpu:
 # Fifty kills of packing, saving, embedding and scoring each (make test tries three), and one line of a gigabyte.
 test-faults: setup
 	KILLS=50 OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_faults.py \
-	  tests/bad_input/test_fasta.py -n $(WORKERS)
+	  tests/bad_input/test_fasta.py -n $(WORKERS) -rP
 
 # Twenty minutes of training, killed 44 times, beside a run that is left alone: same bytes, flat memory and open files.
 LONG_OUT ?= runs/long

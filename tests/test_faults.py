@@ -119,6 +119,7 @@ def killed_again_and_again(zygote, folder, expected, out, *words):
     child = zygote.run(*words, "-o", out, cwd=folder)
     assert child.code == 0, child.stderr
     assert out.read_bytes() == whole
+    print(f"{words[0]}: {killed} of {KILLS} kills came while it was at work")
     return killed
 
 
@@ -159,6 +160,7 @@ def test_fault03_packing_that_is_killed_ends_in_the_same_bytes(zygote, tmp_path)
     if not (tmp_path / "o.dna").exists():
         assert zygote.run("genome", "build", "g.fa", "--out", "o.dna", cwd=tmp_path).code == 0
     assert [(tmp_path / "o.dna" / name).read_bytes() for name in ("bases.u8", "manifest.json")] == whole
+    print(f"genome build: {killed} of {KILLS} kills came while it was at work")
     assert killed > 0 and not list(tmp_path.glob(".o.dna.building*"))
 
 
@@ -188,6 +190,9 @@ def test_faults01_and_28_a_run_that_saves_every_step_and_is_killed_ends_in_the_s
     assert child.code == 0, child.stderr
     assert ends_in(out, steps) == ends_in(whole, steps)
     assert not list((out / "checkpoints").glob(".step-*"))
+    print(
+        f"saving: {torn} of {KILLS} kills fell into a save or a deletion; the last left checkpoint {before} of {steps}"
+    )
     if KILLS >= 50:
         assert torn > 0, "no kill fell into a save"
 

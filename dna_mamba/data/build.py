@@ -615,30 +615,14 @@ def can_fetch_indexed(path: Path) -> bool:
     return path.is_file() and Path(f"{path}.fai").is_file() and not is_gzip(path)
 
 
-def _check_index(path: Path, index: Path, interval: Interval) -> None:
+def _describes(path: Path, numbers: tuple[int, int, int, int], interval: Interval) -> bool:
     """Compare a contig's row in a .fai with the file: its header, every line end up to the interval, and what follows it.
 
     A file that was wrapped anew keeps its headers and its bases, and only the line ends tell.
     """
-    contig = interval.contig
-    for line in index.read_text("utf-8", "replace").splitlines():
-        name, *numbers = line.split("\t")
-        if name != contig:
-            continue
-        if _describes(path, numbers, interval):
-            return
-        break
-    else:
-        return  # an unknown contig is named by the caller
-    raise InputError(f"{index} does not describe {path} as it is now; make it again with samtools faidx, or remove it")
-
-
-def _describes(path: Path, numbers: Sequence[str], interval: Interval) -> bool:
-    if len(numbers) < 4 or not all(n.isascii() and n.isdecimal() and len(n) <= 18 for n in numbers[:4]):
+    length, offset, bases, width = numbers
+    if not (0 < length < 2**60 and 0 < offset < 2**60 and 0 < bases < width <= bases + 2 and interval.end <= length):
         return False
-    length, offset, bases, width = map(int, numbers[:4])
-    if not (length and 0 < bases < width <= bases + 2 and interval.end <= length):
-        return interval.end > length > 0 and 0 < bases < width  # outside: the caller says so
     size = path.stat().st_size
     last_line, rest = divmod(length, bases)
     if offset + last_line * width + rest > size + width:
@@ -675,25 +659,28 @@ def fetch_indexed(path: Path, interval: Interval) -> str:
 
     contig, start, end = interval.contig, interval.start, interval.end
     index = Path(f"{path}.fai")
-    _check_index(path, index, interval)
     if index.stat().st_mtime_ns < path.stat().st_mtime_ns:
         raise InputError(f"{index} is older than {path}; make it again with samtools faidx, or remove it")
+    stale = f"{index} does not describe {path} as it is now; make it again with samtools faidx, or remove it"
     try:
         with pyfaidx.Fasta(str(path), rebuild=False) as fasta:
             if contig not in fasta.keys():  # noqa: SIM118 - pyfaidx's `in` reads records
                 raise InputError(
                     f"contig {contig!r} is not in {index}{nearest(contig, fasta.keys())}; remove the index if it is in {path}"
                 )
-            if end > len(fasta[contig]):
-                raise InputError(f"{contig} has {len(fasta[contig]):,} bases; {start + 1}-{end} reaches outside")
+            row = fasta.faidx.index[contig]  # what pyfaidx goes by, however it read the file
+            length = row.rlen
+            inside = Interval(contig, min(start, length - 1), min(end, length)) if length > 0 else None
+            if inside is None or not _describes(path, (length, row.offset, row.lenc, row.lenb), inside):
+                raise InputError(stale)
+            if end > length:
+                raise InputError(f"{contig} has {length:,} bases; {start + 1}-{end} reaches outside")
             letters = str(fasta[contig][start:end]).upper()
     except InputError:
         raise
     except Exception as error:  # pyfaidx raises many kinds for a broken index
         raise InputError(f"{index} cannot be used: {error}; make it again with samtools faidx, or remove it") from error
     if len(letters) != end - start or set(letters) - set("ACGTNRYSWKMBDHVU"):
-        raise InputError(
-            f"{index} does not describe {path} as it is now; make it again with samtools faidx, or remove it"
-        )
+        raise InputError(stale)
     letters = re.sub("[^ACGT]", "N", letters)
     return letters.translate(str.maketrans("ACGT", "TGCA"))[::-1] if interval.strand == "-" else letters

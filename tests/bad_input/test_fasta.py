@@ -233,6 +233,13 @@ INDEXES = [
     Case(47, "negative offset", with_index(INDEX.replace(b"38", b"-5")), STALE),
     Case(47, "overflow", with_index(INDEX.replace(b"38", b"9" * 30)), STALE),
     Case(47, "line of no length", with_index(INDEX.replace(b"38\t10\t11", b"38\t0\t0")), STALE),
+    # found by fuzzing: the first row of the name is looked at, the last one gone by
+    Case(
+        48,
+        "two rows of a name",
+        with_index(b"two\t5\t38\t5\t651\n+\x0b\x0btwo\t5\t38\t5\t65\ntwo\t10\t11\t10\t11\n"),
+        STALE,
+    ),
     Case(48, "garbage", with_index(b"two\tx\ty\n\xff\xfe\0\n"), STALE),
 ]
 
