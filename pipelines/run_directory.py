@@ -21,18 +21,8 @@ PACKAGES = ("dna-mamba", "torch", "lightning", "numpy", "numba", "safetensors", 
 
 
 WRITTEN = {
-    *(
-        "config.yaml",
-        "run.json",
-        "run.lock",
-        "metrics.csv",
-        "speed.csv",
-        "unusual.csv",
-        "results.json",
-        "loss.png",
-        "report.png",
-    ),
-    *("checkpoints", "model", "tensorboard", "lengths", "accuracy.png"),
+    *("config.yaml", "run.json", "run.lock", "metrics.csv", "speed.csv", "unusual.csv", "results.json"),
+    *("loss.png", "report.png", "accuracy.png", "checkpoints", "model", "tensorboard", "lengths"),
 }
 """Names of all that stands in a run directory; one with anything else is never overwritten."""
 

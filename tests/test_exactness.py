@@ -72,9 +72,9 @@ class Place:
         self.implementation = implementation
         self.device = "cuda" if where == "cuda" else "cpu"
         slow = self.slow = where == "interpreter"
-        self.longest = 70 if slow else 200 if implementation == "naive" else 600 if where == "cpu" else 3000
+        self.longest = 70 if slow else 200 if implementation == "naive" else 600 if where == "cpu" else 1500
         self.shortest_piece = 1 if implementation == "cpu" else 24
-        self.examples = 2 if slow else 6 if implementation == "naive" else 20
+        self.examples = 2 if slow else 6 if implementation == "naive" else 20 if where == "cpu" else 8
 
     def load(self) -> DnaMamba:
         """Load the first two layers of the model in the package: trained weights, half the time."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ class Case:
     """What the message must say; none where the input is read and not refused."""
 
 
-def named(cases: list[Case]) -> list[pytest.ParameterSet]:
+def named(cases: list[Case]) -> list[Any]:
     """Give the cases as parameters whose ids begin with the row."""
     names = [f"row{case.row:02d} {case.name}" for case in cases]
     assert len(set(names)) == len(names)
