@@ -9,8 +9,9 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
 
 def take(handler: Callable[[int, Any], None] | signal.Handlers) -> dict[int, Any]:
-    """Let a handler have the signals; those that are ignored, as under nohup, stay so. Give what had them before."""
-    taken = [number for number in STOPPING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    """Let a handler have the signals; give what had them before. SIGHUP stays ignored where it is, as under nohup."""
+    hangup_is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    taken = [number for number in STOPPING_SIGNALS if not (number == signal.SIGHUP and hangup_is_ignored)]
     return {number: signal.signal(number, handler) for number in taken}
 
 

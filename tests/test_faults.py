@@ -6,6 +6,7 @@ KILLS=50 in the environment (make test-faults) tries more random moments than th
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -101,44 +102,51 @@ def fill(folder: Path) -> Path:
 
 
 def killed_again_and_again(zygote, folder, expected, out, *words):
-    """Kill a command at random moments of its run time; give how often it was still at work."""
+    """Kill a command at random moments of its run time, until so many kills found it at work."""
     began = time.monotonic()
     assert zygote.run(*words, "-o", expected, cwd=folder).code == 0
-    seconds, killed = time.monotonic() - began, 0
-    whole = expected.read_bytes()
+    seconds, whole = time.monotonic() - began, expected.read_bytes()
     generator = np.random.default_rng(0)
-    for _ in range(KILLS):
-        child = zygote.start(*words, "-o", out, cwd=folder)
-        if child.wait(generator.uniform(0.02, 1.0) * seconds) is None:
-            child.kill()
-            assert child.wait() == -signal.SIGKILL
-            killed += 1
+    for _ in kills_at_work(lambda: zygote.start(*words, "-o", out, cwd=folder), seconds, generator):
         if out.exists():
             assert out.read_bytes() == whole
             out.unlink()
     child = zygote.run(*words, "-o", out, cwd=folder)
     assert child.code == 0, child.stderr
     assert out.read_bytes() == whole
-    print(f"{words[0]}: {killed} of {KILLS} kills came while it was at work")
-    return killed
+
+
+def kills_at_work(start, seconds, generator):
+    """Start a command and kill it at a random moment, again and again; yield after each, until KILLS found it at work."""
+    killed = tried = 0
+    while killed < KILLS:
+        began = time.monotonic()
+        child = start()
+        if child.wait(generator.uniform(0.02, 1.0) * seconds) is None:
+            child.kill()
+            killed += child.wait() == -signal.SIGKILL
+        else:
+            seconds = min(seconds, time.monotonic() - began)  # it was quicker than thought
+        tried += 1
+        assert tried < 20 * KILLS, "it ends before it can be killed"
+        yield tried
+    print(f"{killed} kills found it at work, {tried - killed} came too late")
 
 
 def test_embedding_that_is_killed_ends_in_the_same_bytes(zygote, tmp_path):
     (tmp_path / "g.fa").write_text("".join(f">r{i}\n{random_letters(90_000, i)}\n" for i in range(4)))
-    killed = killed_again_and_again(
+    killed_again_and_again(
         zygote, tmp_path, tmp_path / "whole.npz", tmp_path / "o.npz",
         "embed", "human-4x64", "g.fa", "--pool", "window:50", "--strands", "both", "--device", "cpu",
     )  # fmt: skip
-    assert killed > 0
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".o.npz")]
 
 
 def test_scoring_that_is_killed_ends_in_the_same_bytes(zygote, tmp_path):
-    killed = killed_again_and_again(
+    killed_again_and_again(
         zygote, tmp_path, tmp_path / "whole.vcf.gz", tmp_path / "o.vcf.gz",
         "score", "human-4x64", giab_variants(), "--genome", "demo", "--left", "8", "--right", "2", "--device", "cpu",
     )  # fmt: skip
-    assert killed > 0
 
 
 def test_fault03_packing_that_is_killed_ends_in_the_same_bytes(zygote, tmp_path):
@@ -146,33 +154,48 @@ def test_fault03_packing_that_is_killed_ends_in_the_same_bytes(zygote, tmp_path)
     (tmp_path / "g.fa").write_text("".join(f">c{i}\n{letters}\n" for i in range(60)))
     began = time.monotonic()
     assert zygote.run("genome", "build", "g.fa", "--out", "whole.dna", cwd=tmp_path).code == 0
-    seconds, killed = time.monotonic() - began, 0
+    seconds = time.monotonic() - began
     whole = [(tmp_path / "whole.dna" / name).read_bytes() for name in ("bases.u8", "manifest.json")]
     generator = np.random.default_rng(0)
-    for _ in range(KILLS):
-        child = zygote.start("genome", "build", "g.fa", "--out", "o.dna", cwd=tmp_path)
-        if child.wait(generator.uniform(0.02, 1.0) * seconds) is None:
-            child.kill()
-            killed += child.wait() == -signal.SIGKILL
+    more: list[str] = []
+
+    def start():
+        return zygote.start("genome", "build", "g.fa", "--out", "o.dna", *more, cwd=tmp_path)
+
+    for number in kills_at_work(start, seconds, generator):
         if (tmp_path / "o.dna").exists():
             GenomeStore.open(tmp_path / "o.dna").verify()
-            assert zygote.run("genome", "build", "g.fa", "--out", "o.dna", "--overwrite", cwd=tmp_path).code == 0
+            if number % 2:  # the next replaces it, and is killed
+                more[:] = ["--overwrite"]
+            else:
+                shutil.rmtree(tmp_path / "o.dna")
     if not (tmp_path / "o.dna").exists():
         assert zygote.run("genome", "build", "g.fa", "--out", "o.dna", cwd=tmp_path).code == 0
     assert [(tmp_path / "o.dna" / name).read_bytes() for name in ("bases.u8", "manifest.json")] == whole
-    print(f"genome build: {killed} of {KILLS} kills came while it was at work")
-    assert killed > 0 and not list(tmp_path.glob(".o.dna.building*"))
+    assert not list(tmp_path.glob(".o.dna.building*"))
 
 
 def test_faults01_and_28_a_run_that_saves_every_step_and_is_killed_ends_in_the_same_bytes(zygote, tmp_path):
     steps = max(STEPS, 12 * KILLS)
+    slow = """
+import os, time
+from dna_mamba.training import checkpoint
+def slowly(path, content):  # so that most of the time goes into saves
+    with open(path, "wb") as file:
+        for part in (content[: len(content) // 2], content[len(content) // 2 :]):
+            file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+            time.sleep(0.01)
+checkpoint.write_synced = slowly
+"""
     whole = tmp_path / "whole"
     assert zygote.run(*arguments(zygote, whole, steps=steps)).code == 0
     out, generator, torn, before = tmp_path / "run", np.random.default_rng(0), 0, 0
     for number in range(KILLS):
         begun = (out / "config.yaml").exists()
         workers = f"data.num_workers={2 * (number % 2)}"  # the number of workers changes from part to part
-        child = zygote.start(*arguments(zygote, out, workers, *(["--resume"] if begun else []), steps=steps))
+        child = zygote.start(*arguments(zygote, out, workers, *(["--resume"] if begun else []), steps=steps), code=slow)
         folder = out / "checkpoints"
         while not [p for p in checkpoint.list_checkpoints(folder) if checkpoint.step_of(p) > before]:
             if child.wait(0.01) is not None:
@@ -194,7 +217,7 @@ def test_faults01_and_28_a_run_that_saves_every_step_and_is_killed_ends_in_the_s
         f"saving: {torn} of {KILLS} kills fell into a save or a deletion; the last left checkpoint {before} of {steps}"
     )
     if KILLS >= 50:
-        assert torn > 0, "no kill fell into a save"
+        assert torn > KILLS // 2, "too few kills fell into a save"
 
 
 # ---- kills and signals at chosen moments
@@ -504,11 +527,14 @@ def test_fault22_a_spike_is_six_deviations_above_the_mean_of_its_own_window_leng
     detector = SpikeDetector()
     generator = np.random.default_rng(0)
     losses = generator.normal(1.3, 0.01, 400)
-    assert [detector.usual(1024, loss) for loss in losses] == [None] * 400
-    mean, deviation = detector.usual(1024, 1.5)
+    assert [detector.leap(1024, loss) for loss in losses] == [None] * 400
+    mean, deviation = detector.leap(1024, 1.5)
     assert mean == pytest.approx(losses[-100:].mean()) and deviation == pytest.approx(losses[-100:].std())
-    assert detector.usual(1024, 1.35) is None  # five deviations
-    assert detector.usual(2048, 1.5) is None  # another length begins anew
+    assert detector.leap(1024, 1.35) is None  # five deviations
+    assert detector.leap(2048, 1.5) is None  # another length begins anew
+    for loss in losses[:30]:
+        detector.leap(2048, loss)
+    assert [detector.leap(2048, 1.6) is None for _ in range(12)] == [False] * 10 + [True] * 2  # a level, not a spike
 
 
 def test_fault23_a_worker_that_is_killed_is_told_in_one_line(zygote, tmp_path):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dna_mamba.signals import STOPPING_SIGNALS
 from tests.conftest import ROOT
 
 ORDINARY_USER = """
@@ -130,6 +131,8 @@ def _fork(request: dict[str, Any]) -> int:
             file = os.open(request[name], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
             os.dup2(file, descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number in STOPPING_SIGNALS:  # the tests may run in the background, where some are ignored
+            signal.signal(number, signal.SIG_DFL)
         os.environ.update(request["environment"])
         os.chdir(request["cwd"])
         sys.argv = ["dna-mamba", *request["words"]]

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import math
 import resource
-import statistics
 import sys
 import time
 from collections import deque
@@ -44,31 +43,36 @@ LOG_EVERY_STEPS = 10
 """Steps between points in TensorBoard; metrics.csv has every step."""
 
 
+SPIKE_DEVIATIONS = 6
+FEWEST_BEFORE_A_SPIKE, MOST_SPIKES_IN_A_ROW = 20, 10
+
+
 class SpikeDetector:
-    """Tells losses more than six standard deviations above the mean of those before them, at the same window length."""
+    """Tells losses more than six standard deviations above the mean of the hundred before them, at the same window length.
+
+    A spike does not make the next one usual; after ten in a row the level has changed, and the count begins anew.
+    """
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=100)
-        self._window_bases = 0
+        self._window_bases = self._in_a_row = 0
 
-    def usual(self, window_bases: int, loss: float) -> tuple[float, float] | None:
+    def leap(self, window_bases: int, loss: float) -> tuple[float, float] | None:
         """Take a step's loss; give mean and deviation of those before it if it leaps above them."""
-        if window_bases != self._window_bases:
+        if window_bases != self._window_bases or self._in_a_row >= MOST_SPIKES_IN_A_ROW:
             self._recent.clear()
-            self._window_bases = window_bases
+            self._window_bases, self._in_a_row = window_bases, 0
         if not math.isfinite(loss):
             return None
-        mean, deviation = 0.0, math.inf
         if len(self._recent) >= FEWEST_BEFORE_A_SPIKE:
-            mean = statistics.fmean(self._recent)
-            deviation = max(statistics.pstdev(self._recent, mean), 1e-3)
-        if loss > mean + 6 * deviation:
-            return mean, deviation  # and it does not make the next spike usual
+            mean = sum(self._recent) / len(self._recent)
+            deviation = max(math.sqrt(sum((x - mean) ** 2 for x in self._recent) / len(self._recent)), 1e-3)
+            if loss > mean + SPIKE_DEVIATIONS * deviation:
+                self._in_a_row += 1
+                return mean, deviation
         self._recent.append(loss)
+        self._in_a_row = 0
         return None
-
-
-FEWEST_BEFORE_A_SPIKE = 20
 
 
 def _log(trainer: L.Trainer, values: dict[str, float], step: int) -> None:
@@ -161,7 +165,7 @@ class RunRecorder(L.Callback):
         )
         self._spikes = SpikeDetector()
         for row in read_metrics(self.folder / "metrics.csv"):
-            self._spikes.usual(int(row["window_bases"]), float(row["train_loss"]))
+            self._spikes.leap(int(row["window_bases"]), float(row["train_loss"]))
         self._flushed = time.monotonic()
         self._handlers = signals.take(self._on_signal)
 
@@ -232,11 +236,11 @@ class RunRecorder(L.Callback):
                 *(int(metrics.skipped), valid),
             ]
         )
-        usual = self._spikes.usual(metrics.window_bases, metrics.train_loss)
-        if metrics.skipped or usual is not None:
+        leap = self._spikes.leap(metrics.window_bases, metrics.train_loss)
+        if metrics.skipped or leap is not None:
             kind = "not finite" if metrics.skipped else "spike"
             loss, norm = f"{metrics.train_loss:.17g}", f"{metrics.gradient_norm:.9g}"
-            mean, deviation = ("", "") if usual is None else (f"{usual[0]:.9g}", f"{usual[1]:.9g}")
+            mean, deviation = ("", "") if leap is None else (f"{leap[0]:.9g}", f"{leap[1]:.9g}")
             windows = " ".join(module.name_windows(metrics))
             self._unusual_rows.writerow([metrics.step, kind, loss, norm, mean, deviation, windows])
             what = "its numbers were not finite, so it was left out" if metrics.skipped else f"the loss leapt to {loss}"
