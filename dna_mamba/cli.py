@@ -1673,6 +1673,11 @@ def bench_genome(*, megabases: int = 32, json: Flag = False) -> None:
     _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
 
 
+FAULTS_OF_THE_PLACE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR),
+)
+"""What a disk, a path or its permissions can do; other errors of the system are bugs of ours."""
 OUT_OF_MEMORY = "the memory ran out"
 MEMORY_ADVICE = (
     "nothing was left half-written. Free memory, or take less at once: pretrain has --piece-len, --num-workers 0 and --resume, "
@@ -1685,7 +1690,7 @@ def _on_signal(number: int, frame: Any) -> None:
 
 
 def main() -> None:
-    """Run a command; turn errors into one line and an exit code: 2 the user's input, 3 our checks, 130 and 143 signals."""
+    """Run a command; turn errors into one line and an exit code: 2 the user's input, 3 our checks, 128 + N signals."""
     before = signals.take(_on_signal)
     try:
         _run()
@@ -1731,13 +1736,14 @@ def _run() -> None:
     except OSError as error:
         if error.errno == errno.ENOMEM:
             _fail(f"{OUT_OF_MEMORY}; {MEMORY_ADVICE}", 3)
-        if error.errno is None:
+        if error.errno not in FAULTS_OF_THE_PLACE:
             raise
         where = f" while writing or reading {error.filename}" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full" if full else str(error.strerror)
         mend = "free space" if full else "mend the place (does it exist, may it be written?)"
-        _fail(f"{what}{where}; {mend} and try again; a run that had begun goes on with --resume", 2)
+        resume = "; a run that had begun goes on with --resume" if sys.argv[1:2] in (["pretrain"], ["finetune"]) else ""
+        _fail(f"{what}{where}; {mend} and try again{resume}", 2)
     except Exception as error:
         number = getattr(error, "number", None)
         if type(error).__name__ == "Interrupted" and number is not None:

@@ -10,8 +10,9 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
 def take(handler: Callable[[int, Any], None] | signal.Handlers) -> dict[int, Any]:
     """Let a handler have the signals; give what had them before. SIGHUP stays ignored where it is, as under nohup."""
-    hangup_is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    taken = [number for number in STOPPING_SIGNALS if not (number == signal.SIGHUP and hangup_is_ignored)]
+    before = {number: signal.getsignal(number) for number in STOPPING_SIGNALS}
+    # None is a handler that Python did not install and could not give back
+    taken = [n for n, old in before.items() if old is not None and not (n == signal.SIGHUP and old is signal.SIG_IGN)]
     return {number: signal.signal(number, handler) for number in taken}
 
 

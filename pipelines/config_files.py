@@ -167,8 +167,10 @@ def _read(kind: Any, value: Any, name: str, where: str) -> Any:
             raise InputError(f"{where}: {name} has {len(value)} values, expected {len(parts)}")
         kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
         return tuple(_read(k, item, name, where) for k, item in zip(kinds, value, strict=True))
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 10**300:
         return float(value)
+    if kind is float and isinstance(value, float):  # infinite, or none: the section says what it thinks of that
+        return value
     if kind is float and isinstance(value, str):  # YAML reads 1e-3, without a point, as text
         try:
             return float(value)

@@ -3,6 +3,7 @@
 
 import csv
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,13 @@ from dna_mamba.data.build import Progress
 from dna_mamba.data.labelled import LabelledWindows, Place, write_places
 from dna_mamba.errors import InputError, StoppedError, TerminatedError, nearest
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import from_pretrained, load_classifier, save_classifier, unshared_tensors
+from dna_mamba.model.checkpoints.native import (
+    copy_tensors,
+    from_pretrained,
+    load_classifier,
+    save_classifier,
+    unshared_tensors,
+)
 from dna_mamba.model.classifier import POOLINGS, SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines import run_directory
@@ -35,6 +42,7 @@ from dna_mamba.pipelines.simulate import TRUTH
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import newest_intact
 from dna_mamba.training.finetuning import FinetuneConfig, FinetuneStep, finetune, probabilities
+from dna_mamba.training.language_model import MAX_SKIPPED_IN_A_ROW
 from dna_mamba.training.optimizer import OptimizerConfig
 
 MOST_BASELINE_BASES = 1 << 28
@@ -463,29 +471,29 @@ class _Length:
         names = {id(parameter): name for name, parameter in self.classifier.named_parameters()}
         optimizer = self.recipe.optimizer.build(self.classifier)
         best: tuple[float, float] | None = None
-        first_step = 0
+        first_step = skipped_in_a_row = 0
+        total = self.recipe.epochs * self.recipe.steps_per_epoch
         loaded = newest_intact(checkpoints, "move it away to go on from {}") if self.resume else None
         if loaded is not None:
-            self.classifier.load_state_dict({k: v.to(self.config.device) for k, v in loaded.model.items()})
+            copy_tensors(self.classifier, loaded.model, str(checkpoints))
             trained = [(n, p) for n, p in self.classifier.named_parameters() if f"exp_avg.{n}" in loaded.optimizer]
             checkpoint.load_optimizer_tensors(optimizer, trained, loaded.optimizer, str(checkpoints))
-            first_step = int(loaded.counters["step"])
-            if loaded.counters["best"] is not None:
-                best = (float(loaded.counters["best"][0]), float(loaded.counters["best"][1]))
+            first_step, best, skipped_in_a_row = _counters(loaded.counters, total, str(checkpoints))
             self.say(f"going on after step {first_step:,}")
         metrics = self.folder / "metrics.csv"
         _cut_rows(metrics, first_step)
         valid = self._windows("valid")
-        total = self.recipe.epochs * self.recipe.steps_per_epoch
         epoch_started = time.monotonic()
         recent: list[FinetuneStep] = []
 
         def save(step: int) -> None:
+            if not all(bool(parameter.isfinite().all()) for parameter in self.classifier.parameters()):
+                return  # weights that are not finite never take the place of good ones
             state = checkpoint.Checkpoint(
                 model=unshared_tensors(self.classifier),
                 optimizer=checkpoint.optimizer_tensors(optimizer, names),
                 rng=checkpoint.rng_tensors(),
-                counters={"step": step, "best": best},
+                counters={"step": step, "best": best, "skipped_in_a_row": skipped_in_a_row},
             )
             checkpoint.save(checkpoints, step, state)
             checkpoint.prune(checkpoints, 2, None)
@@ -494,6 +502,8 @@ class _Length:
             rows = csv.writer(file, lineterminator="\n")
 
             def on_step(step: FinetuneStep) -> None:
+                nonlocal skipped_in_a_row
+                skipped_in_a_row = 0 if math.isfinite(step.loss + step.gradient_norm) else skipped_in_a_row + 1
                 recent.append(step)
                 rows.writerow([getattr(step, name) for name in COLUMNS])
                 file.flush()
@@ -540,7 +550,8 @@ class _Length:
                     with self._autocast(), SignalsWait() as self.signals:
                         finetune(
                             self.classifier, lambda length: self._windows("train", length), self.recipe,
-                            optimizer=optimizer, first_step=first_step, on_step=on_step, on_epoch=on_epoch,
+                            optimizer=optimizer, first_step=first_step, skipped_in_a_row=skipped_in_a_row,
+                            on_step=on_step, on_epoch=on_epoch,
                         )  # fmt: skip
                 except StoppedError as error:
                     saved = checkpoint.list_checkpoints(checkpoints)
@@ -652,6 +663,19 @@ def _row(
     row["value"] = value if accuracy is None else accuracy.value
     row["report"] = None if found is None else found.as_dict()
     return row
+
+
+def _counters(values: dict[str, Any], num_steps: int, where: str) -> tuple[int, tuple[float, float] | None, int]:
+    """Read step, best so far and steps skipped in a row; hashes say that nothing changed, not that it was ours."""
+    step, best, skipped = values.get("step"), values.get("best"), values.get("skipped_in_a_row", 0)
+    numbers = isinstance(best, list) and len(best) == 2 and all(type(x) is float for x in best)
+    whole = (
+        type(step) is int and 0 <= step <= num_steps and type(skipped) is int and 0 <= skipped < MAX_SKIPPED_IN_A_ROW
+    )
+    if not whole or not (best is None or numbers):
+        raise InputError(f"{where}: counters.json holds something else than where a run of {num_steps:,} steps stands")
+    assert isinstance(step, int) and isinstance(skipped, int)
+    return step, None if best is None else (best[0], best[1]), skipped
 
 
 def _cut_rows(path: Path, last_step: int) -> None:

@@ -153,6 +153,7 @@ def _open(
             )
         _check_record(assembly, folder)
         store = GenomeStore.open(path)
+        store.verify()
     if assembly.report_url is not None:
         report = folder / f"{assembly.name}.report.txt"
         try:

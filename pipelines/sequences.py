@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dna_mamba.data.build import Progress
+from dna_mamba.data.build import Progress, sync_directory
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, read_bed
 from dna_mamba.data.vocabulary import tokens_of_store
@@ -126,6 +126,11 @@ def read_piece(genome: GenomeStore, interval: Interval, start: int, end: int) ->
     return tokens_of_store(genome.stored(interval.contig, interval.start + start, interval.start + end))
 
 
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 class WholeFile:
     """A file that appears under its name when the block ends well, and not at all otherwise.
 
@@ -159,8 +164,11 @@ class WholeFile:
         """Rename, or remove; a full disk is told with the file's name."""
         if kind is None:
             try:
-                self.unfinished.chmod(0o755 if self.unfinished.is_dir() else 0o644)  # a zarr store is a directory
+                if self.unfinished.is_file():  # a zarr store is a directory
+                    _sync(self.unfinished)
+                self.unfinished.chmod(0o755 if self.unfinished.is_dir() else 0o644)
                 self.unfinished.replace(self.out)
+                sync_directory(self.out.parent)
                 return
             except OSError as found:
                 error = found

@@ -22,7 +22,7 @@ from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import from_pretrained, shipped
+from dna_mamba.model.checkpoints.native import from_pretrained, save_classifier, shipped
 from dna_mamba.model.classifier import POOLINGS, SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.generation import generate
@@ -32,6 +32,7 @@ from dna_mamba.training.classification import backward_of_classes, scores_in_pie
 from dna_mamba.training.forks import Allele, score_alleles
 from dna_mamba.training.metrics import losses_in_pieces, score_regions
 from dna_mamba.training.piecewise import backward_in_pieces
+from tests.bad_input.test_tables import HEADER
 from tests.conftest import random_letters
 from tests.training.test_resume import losses
 from tests.zygote import Zygote
@@ -394,6 +395,13 @@ def test_the_loss_of_classes_and_its_gradients_do_not_depend_on_pieces(place):
 def zygote(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zygote")
     (folder / "g.fa").write_text("".join(f">c{i}\n{random_letters(20_000, i)}\n" for i in range(3)))
+    letters = random_letters(20_000, 1)
+    records = [
+        f"c1\t{at}\t.\t{letters[at - 1]}\t{'C' if letters[at - 1] == 'A' else 'A'}\t.\t.\t.\n"
+        for at in range(50, 9000, 500)
+    ]
+    (folder / "v.vcf").write_text(HEADER + "".join(records))
+    save_classifier(classifier_of(Place("cpu", "naive").load(), "mean"), folder / "c", {"seq_len": 500})
     process = Zygote(folder)
     yield process
     process.close()
@@ -436,6 +444,8 @@ READINGS = {
     "embed": ("embed", "human-4x64", "g.fa", "--pool", "window:64", "--strands", "both", "-o", "{out}.npz"),
     "track": ("track", "human-4x64", "--genome", "g.fa", "-o", "{out}.bw"),
     "mutate": ("mutate", "human-4x64", "--genome", "g.fa", "--region", "c1:101-120", "-o", "{out}.tsv"),
+    "score": ("score", "human-4x64", "v.vcf", "--genome", "g.fa", "--strands", "both", "-o", "{out}.vcf"),
+    "classify": ("classify", "c", "g.fa", "--window", "500", "-o", "{out}.tsv"),
     "generate": ("generate", "human-4x64", "--length", "100", "--num", "3", "-o", "{out}.fa"),
 }
 

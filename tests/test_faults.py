@@ -15,14 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from dna_mamba.data.build import build, open_genome
 from dna_mamba.data.examples import giab_variants
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.errors import InputError
+from dna_mamba.pipelines.sequences import WholeFile
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import SpikeDetector, read_metrics, set_aside
+from tests.bad_input.test_models import counters, resealed
 from tests.conftest import random_letters
 from tests.zygote import ORDINARY_USER, Zygote
 
@@ -441,6 +445,67 @@ def test_a_damaged_copy_in_the_cache_is_packed_anew_and_a_damaged_store_refused(
         open_genome(store)
 
 
+def test_a_folder_of_somebody_in_the_cache_is_never_replaced(zygote, tmp_path):
+    # the cache may be scratch space with other things in it
+    (tmp_path / "scratch" / "thesis").mkdir(parents=True)
+    (tmp_path / "scratch" / "thesis" / "notes.txt").write_text("mine")
+    words = ("genome", "build", zygote.folder / "g.fa", "--out", tmp_path / "scratch" / "thesis", "--overwrite")
+    child = zygote.run(*words, DNA_MAMBA_CACHE=str(tmp_path / "scratch"))
+    assert child.code == 2 and "is no genome store, so it is not overwritten" in child.last_line
+    assert (tmp_path / "scratch" / "thesis" / "notes.txt").exists()
+
+
+def test_what_is_written_is_synced_before_it_has_its_name(tmp_path, monkeypatch):
+    events = []
+
+    def seen(descriptor):
+        events.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        original(descriptor)
+
+    def renamed(self, target):
+        events.append(("rename", str(self)))
+        return rename(self, target)
+
+    original, rename, replace = os.fsync, Path.rename, Path.replace
+    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: events.append(("rename", str(self))) or replace(self, target)
+    )
+    (tmp_path / "g.fa").write_text(">a\nACGT\n")
+    store = build([tmp_path / "g.fa"], tmp_path / "g.dna").path
+    state = checkpoint.Checkpoint(model={}, optimizer={}, rng={}, counters={"step": 1})
+    saved = checkpoint.save(tmp_path / "checkpoints", 1, state)
+    with WholeFile(tmp_path / "o.tsv") as path:
+        path.write_text("x")
+    synced = [name for what, name in events if what == "sync"]
+    files = [path.name for folder in (store, saved) for path in folder.iterdir()]
+    assert len(files) == 7 and all(any(name.endswith("/" + file) for name in synced) for file in files)
+    renames = [number for number, (what, _) in enumerate(events) if what == "rename"]
+    assert len(renames) == 3
+    for number in renames:
+        before, after = events[number - 1], events[number + 1]
+        assert before == ("sync", events[number][1]), "the file, or its directory, right before"
+        assert after[0] == "sync" and after[1] in (str(tmp_path), str(tmp_path / "checkpoints"))
+
+
+def test_an_old_checkpoint_goes_only_after_the_new_one_was_verified(tmp_path):
+    for step in (1, 2, 3):
+        state = checkpoint.Checkpoint(model={}, optimizer={}, rng={}, counters={"step": step})
+        newest = checkpoint.save(tmp_path, step, state)
+    _flip(newest / "counters.json")
+    with pytest.raises(InputError, match="does not match its SHA-256"):
+        checkpoint.prune(tmp_path, 2, None)
+    assert len(checkpoint.list_checkpoints(tmp_path)) == 3
+
+
+def test_debug_prints_the_traceback_before_the_line(zygote):
+    words = ("genome", "build", "nowhere.fa", "--out", "x.dna")
+    assert "Traceback" not in zygote.run(*words).stderr
+    child = zygote.run(*words, DNA_MAMBA_DEBUG="1")
+    assert child.stderr.startswith("Traceback") and child.last_line.startswith("dna-mamba: nowhere.fa does not exist")
+
+
 def test_fault18_a_copy_of_a_file_that_was_edited_is_not_used(tmp_path):
     source = tmp_path / "g.fa"
     source.write_text(">a\nACGTACGT\n")
@@ -523,6 +588,31 @@ def test_faults20_and_22_steps_that_are_not_finite_or_leap_are_named_with_all_th
     assert [step for step, _, _ in unusual(tmp_path / "b")] == ["20", "21", "22"]
 
 
+def test_fault20_weights_that_are_not_finite_are_never_saved(zygote, tmp_path):
+    out = tmp_path / "run"
+    code = """
+from dna_mamba.training.language_model import LanguageModel
+original = LanguageModel.step
+def step(self, batch, optimizer):
+    original(self, batch, optimizer)
+    if self.counters.step == 5:
+        next(self.model.parameters()).data.fill_(float("nan"))
+LanguageModel.step = step
+"""
+    child = zygote.run(*arguments(zygote, out), code=code)
+    assert child.code == 3 and "was not finite for 3 steps in a row" in child.last_line, child.stderr
+    assert [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(out / "checkpoints")][-1] == 4
+
+
+def test_fault22_spikes_are_told_from_what_came_before_a_resume(zygote, tmp_path):
+    out = tmp_path / "run"
+    stop = AT.format(step=45, name="rng.safetensors", action="os.kill(os.getpid(), signal.SIGTERM)")
+    assert zygote.run(*arguments(zygote, out, "training.bases_per_step=640"), code=stop).code == 143
+    code = POISON.format(nan=set(), spikes={48})
+    child = zygote.run(*arguments(zygote, out, "training.bases_per_step=640", "--resume"), code=code)
+    assert child.code == 0 and [(step, kind) for step, kind, _ in unusual(out)] == [("48", "spike")], child.stderr
+
+
 def test_fault22_a_spike_is_six_deviations_above_the_mean_of_its_own_window_length():
     detector = SpikeDetector()
     generator = np.random.default_rng(0)
@@ -588,6 +678,20 @@ def test_fault27_a_clock_that_jumps_changes_no_name_and_no_order(zygote, unbroke
         set_aside([tmp_path / name])
     assert len(list(tmp_path.glob("step-*.set-aside-*"))) == 4
     assert checkpoint.list_checkpoints(tmp_path) == []
+
+
+def test_fault28_resumed_thrice_at_the_edges_of_an_epoch(zygote, tmp_path):
+    # ten windows of 3,000 bases: epochs end with steps 10, 20 and 30; newest are steps 9, 10, 11 and 20
+    more = ("training.bases_per_step=3000", "training.seq_len=3000", "training.length_warmup=none")
+    assert zygote.run(*arguments(zygote, tmp_path / "whole", *more, steps=30)).code == 0
+    out = tmp_path / "run"
+    for number, step in enumerate((10, 11, 12, 21)):
+        kill = AT.format(step=step, name="checksums.json", action="os.kill(os.getpid(), signal.SIGKILL)")
+        child = zygote.run(*arguments(zygote, out, *more, *(["--resume"] if number else []), steps=30), code=kill)
+        assert child.code == -signal.SIGKILL, child.stderr
+        assert checkpoint.step_of(checkpoint.list_checkpoints(out / "checkpoints")[-1]) == step - 1
+    assert zygote.run(*arguments(zygote, out, *more, "--resume", steps=30)).code == 0
+    assert ends_in(out, 30) == ends_in(tmp_path / "whole", 30)
 
 
 def test_fault28_another_global_batch_is_refused_on_resume(zygote, tmp_path):
@@ -683,6 +787,39 @@ def test_fine_tuning_skips_what_is_not_finite_and_stops_at_the_third(zygote, lab
     assert two.code == 0, two.stderr
     three = zygote.run(*finetuning(labelled, tmp_path / "b"), code=IN_A_STEP.format(steps={5, 6, 7}, action=nan))
     assert three.code == 3 and "was not finite for 3 steps in a row; the last good checkpoint is" in three.last_line
+
+
+def _nan(folder):
+    found = load((folder / "model.safetensors").read_bytes())
+    resealed(folder, "model.safetensors", save({name: x * float("nan") for name, x in found.items()}))
+
+
+def _other_shape(folder):
+    found = load((folder / "model.safetensors").read_bytes())
+    found["head.weight"] = torch.zeros(1, 1)
+    resealed(folder, "model.safetensors", save(found))
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (_nan, "holds numbers that are not finite"),
+        (_other_shape, "belongs to a model of another configuration"),
+        (lambda folder: counters(folder, best=["x", 1]), "holds something else than where a run of 40 steps stands"),
+        (
+            lambda folder: counters(folder, skipped_in_a_row=-1),
+            "holds something else than where a run of 40 steps stands",
+        ),
+    ],
+    ids=["NaN", "shape", "best", "skipped"],
+)
+def test_a_checkpoint_of_fine_tuning_by_somebody_is_refused(zygote, labelled, tmp_path, spoil, words):
+    at = IN_A_STEP.format(steps={11}, action="os.kill(os.getpid(), signal.SIGTERM)")
+    out = tmp_path / "run"
+    assert zygote.run(*finetuning(labelled, out), code=at).code == 143
+    spoil(checkpoint.list_checkpoints(out / "lengths" / "128" / "checkpoints")[-1])
+    child = zygote.run("finetune", "species", "--out", out, "--resume")
+    assert child.code == 2 and words in child.last_line and "Traceback" not in child.stderr, child.stderr
 
 
 def test_a_damaged_checkpoint_of_fine_tuning_is_refused_and_the_one_before_it_offered(

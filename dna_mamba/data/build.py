@@ -441,6 +441,7 @@ def build(
     rna: bool = False,
     overwrite: bool = False,
     wait: bool = False,
+    is_copy: bool = False,
     on_progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> GenomeStore:
@@ -452,6 +453,7 @@ def build(
         rna: Read U as T; otherwise it becomes N and is counted.
         overwrite: Replace a store that stands at `out`.
         wait: While another process builds `out`, wait and return its store, rather than raise.
+        is_copy: `out` is a copy in the cache: overwrite it even if its manifest is gone, if there is nothing else in it.
         on_progress: Called with bytes read and bytes in all.
         warn: Called with a sentence about U in the input.
 
@@ -479,7 +481,7 @@ def build(
                     return GenomeStore.open(out)
                 raise InputError(f"{out} exists; pass --overwrite to replace it or choose another --out")
             if out.exists():
-                _check_replaceable(out, sources)
+                _check_replaceable(out, sources, is_copy)
             return _build_locked(sources, out, rna, on_progress, warn)
         finally:
             if not out.exists():  # another process that waits for this lock makes the file again
@@ -491,12 +493,14 @@ def build(
                         parent.rmdir()
 
 
-def _check_replaceable(out: Path, sources: Sequence[Path]) -> None:
-    """Raise an InputError unless a directory holds a genome store, however damaged, and nothing else."""
-    if out.parent == cache_directory().resolve():
-        return  # all that lies in the cache was put there by us
+def _check_replaceable(out: Path, sources: Sequence[Path], is_copy: bool) -> None:
+    """Raise an InputError unless a directory holds a genome store, however damaged, and nothing else.
+
+    A copy in the cache is known by its name, even if its manifest is gone.
+    """
     manifest = out / "manifest.json"
-    ours = out.is_dir() and manifest.is_file() and b'"bases_sha256"' in manifest.read_bytes()
+    known = manifest.is_file() and b'"bases_sha256"' in manifest.read_bytes()
+    ours = out.is_dir() and (known or is_copy)
     if not ours or {entry.name for entry in out.iterdir()} - {"manifest.json", "bases.u8"}:
         raise InputError(f"{out} exists and is no genome store, so it is not overwritten; choose another --out")
     for source in sources:
@@ -606,7 +610,7 @@ def _packed(path: Path, out: Path, on_progress: Progress | None, warn: Callable[
             store.verify()
             return store
         except InputError:  # a damaged copy of a file that we have: pack it again
-            return build([path], out, overwrite=True, wait=True, on_progress=on_progress, warn=warn)
+            return build([path], out, overwrite=True, wait=True, is_copy=True, on_progress=on_progress, warn=warn)
     return build([path], out, wait=True, on_progress=on_progress, warn=warn)
 
 
@@ -621,7 +625,9 @@ def _describes(path: Path, numbers: tuple[int, int, int, int], interval: Interva
     A file that was wrapped anew keeps its headers and its bases, and only the line ends tell.
     """
     length, offset, bases, width = numbers
-    if not (0 < length < 2**60 and 0 < offset < 2**60 and 0 < bases < width <= bases + 2 and interval.end <= length):
+    if not (0 < length < 2**60 and 0 < offset < 2**60 and 0 < bases <= width <= bases + 2 and interval.end <= length):
+        return False
+    if width == bases and length > bases:  # only a single line without an end has no line end
         return False
     size = path.stat().st_size
     last_line, rest = divmod(length, bases)
@@ -632,8 +638,9 @@ def _describes(path: Path, numbers: tuple[int, int, int, int], interval: Interva
         before = file.read(min(offset, len(interval.contig) + 4096))
         file.seek(offset + last_line * width + rest)
         after = file.read(3).lstrip(b"\r\n")
-    header = before.rstrip(b"\r\n").rpartition(b">")[2].split()
-    if not (before.endswith(b"\n") and header[:1] == [interval.contig.encode()] and after[:1] in (b"", b">")):
+    header = before.rstrip(b"\r\n").rpartition(b"\n")[2]
+    named = header.startswith(b">") and header[1:].split()[:1] == [interval.contig.encode()]
+    if not (before.endswith(b"\n") and named and after[:1] in (b"", b">")):
         return False
     # every line end from the first base to the interval's last, where the index puts it and nowhere else
     until = min((interval.end + bases - 1) // bases * width, last_line * width + rest, size - offset)
@@ -644,6 +651,8 @@ def _describes(path: Path, numbers: tuple[int, int, int, int], interval: Interva
     for start in range(0, until, CHUNK):
         piece = span[start : start + CHUNK]
         others += int(np.count_nonzero(piece == ord("\n"))) + int(np.count_nonzero(piece == ord(">")))
+    if width == bases:
+        return others == 0
     ends = span[width - 1 :: width]
     carriages = width - bases == 1 or bool((span[width - 2 :: width] == ord("\r")).all())
     return bool((ends == ord("\n")).all()) and others == ends.size and carriages

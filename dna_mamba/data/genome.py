@@ -25,7 +25,7 @@ from dna_mamba.data.vocabulary import (
     reverse_complement_store,
     tokens_of_store,
 )
-from dna_mamba.errors import InputError, nearest
+from dna_mamba.errors import InputError, check_regular, nearest
 
 FORMAT_VERSION = 1
 HASH_CHUNK = 1 << 22
@@ -105,6 +105,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / "manifest.json"
     rebuild = "build the store again with dna-mamba genome build"
+    check_regular(file, "the manifest of a store")
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError:
@@ -112,18 +113,40 @@ def read_manifest(path: Path) -> Manifest:
             f"{path} is no genome store: it has no manifest.json; dna-mamba genome build makes one"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read ({error}); {rebuild}") from error
+        raise InputError(f"{file} cannot be read ({str(error)[:200]}); {rebuild}") from error
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         version = content.get("format_version") if isinstance(content, dict) else None
         raise InputError(f"{file} has format version {version!r}, this dna-mamba reads {FORMAT_VERSION}; {rebuild}")
     if content.pop("manifest_sha256", None) != _checksum(content):
         raise InputError(f"{file} was changed after it was written (its checksum does not match); {rebuild}")
-    return Manifest(
-        format_version=content["format_version"],
-        contigs=tuple(Contig(**contig) for contig in content["contigs"]),
-        sources=tuple(Source(**source) for source in content["sources"]),
-        bases_sha256=content["bases_sha256"],
-    )
+    try:
+        manifest = Manifest(
+            format_version=content["format_version"],
+            contigs=tuple(Contig(**contig) for contig in content["contigs"]),
+            sources=tuple(Source(**source) for source in content["sources"]),
+            bases_sha256=content["bases_sha256"],
+        )
+        if not _is_consistent(manifest):
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} holds something else than the manifest of a store; {rebuild}") from error
+    return manifest
+
+
+def _is_consistent(manifest: Manifest) -> bool:
+    offset = 0
+    for contig in manifest.contigs:
+        numbers = [getattr(contig, name) for name in Contig.__dataclass_fields__ if name != "name"]
+        if (
+            type(contig.name) is not str
+            or not all(type(n) is int and n >= 0 for n in numbers)
+            or contig.offset != offset
+        ):
+            return False
+        offset += contig.length
+    texts = [manifest.bases_sha256, *(text for source in manifest.sources for text in (source.path, source.sha256))]
+    sizes = [number for source in manifest.sources for number in (source.size, source.modified_ns)]
+    return offset > 0 and all(type(text) is str for text in texts) and all(type(size) is int for size in sizes)
 
 
 def file_sha256(path: Path) -> str:

@@ -12,8 +12,9 @@ from dna_mamba.errors import InputError, check_regular
 
 LETTERS = re.compile(r"[ACGTNacgtn]+")
 IUPAC = re.compile(r"[ACGTNRYSWKMBDHVacgtnryswkmbdhv]+")
-OTHER_ALT = re.compile(r"\*|<[^<>\s,]+>|[^<>\s,]*[\[\]][^<>\s,]*(<[^<>\s,]+>)?[^<>\s,]*|\.[A-Za-z]+|[A-Za-z]+\.|\.")
-"""Alleles that say something else than bases. Source: VCF specification 4.3, section 1.6.1."""
+BREAKEND = r"(?:[A-Za-z]+(?P<one>[\[\]])[^\[\]\s,]+(?P=one)|(?P<other>[\[\]])[^\[\]\s,]+(?P=other)[A-Za-z]+)"
+OTHER_ALT = re.compile(rf"\*|\.|[A-Za-z]*<[^<>\s,]+>|{BREAKEND}|\.[A-Za-z]+|[A-Za-z]+\.")
+"""Alleles that say something else than bases. Source: VCF specification 4.3, sections 1.6.1 and 5.4."""
 MAX_POSITION = 2**31 - 1
 MAX_HEADER_BYTES = 1 << 28
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
@@ -50,7 +51,7 @@ def allele_status(alt: str) -> str | None:
     """Say why an ALT cannot be scored: star, symbolic, breakend or ambiguous; None if it can."""
     if alt == "*":
         return "star"
-    if alt.startswith("<") and alt.endswith(">"):
+    if alt.endswith(">"):  # <DEL>, or T<ctg1>, an inserted contig
         return "symbolic"
     if "[" in alt or "]" in alt or alt.startswith(".") or alt.endswith("."):
         return "breakend"

@@ -76,8 +76,9 @@ class SpikeDetector:
 
 
 def _log(trainer: L.Trainer, values: dict[str, float], step: int) -> None:
-    if trainer.logger is not None:
-        trainer.logger.log_metrics(values, step=step)
+    known = {name: value for name, value in values.items() if math.isfinite(value)}  # TensorBoard draws no others
+    if trainer.logger is not None and known:
+        trainer.logger.log_metrics(known, step=step)
 
 
 def peak_memory_gib() -> float:

@@ -111,6 +111,7 @@ def finetune(
     *,
     optimizer: torch.optim.Optimizer | None = None,
     first_step: int = 0,
+    skipped_in_a_row: int = 0,
     on_step: Callable[[FinetuneStep], None] | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> None:
@@ -122,6 +123,7 @@ def finetune(
         config: The recipe.
         optimizer: With its state, to go on; without it a new one.
         first_step: Steps that were done before.
+        skipped_in_a_row: How many of them, the last ones, were not finite.
         on_step: Called after each step.
         on_epoch: Called after each epoch, with its number from 0.
 
@@ -135,7 +137,6 @@ def finetune(
     if first_step == 0 and config.standardize_windows:
         standardize(model, windows_of(config.seq_len), config)
     windows_of = functools.cache(windows_of)
-    skipped_in_a_row = 0
 
     def read(step: int) -> list[tuple[Tensor, Tensor]]:
         epoch, number = divmod(step, config.steps_per_epoch)

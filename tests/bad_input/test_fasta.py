@@ -288,6 +288,20 @@ def test_an_index_that_describes_its_file_gives_what_pyfaidx_gives(end, tmp_path
     assert fetch_indexed(path, Interval("b", 0, 5)) == "ACGTT"
 
 
+@pytest.mark.parametrize(
+    "content, index",
+    [
+        (b">a\nACGTACGTAC", b"a\t10\t3\t10\t10\n"),  # as pyfaidx writes it where the file has no last line end
+        (b">a\nACGTACGTAC", b"a\t10\t3\t10\t11\n"),  # and pysam
+        (b">a c.5A>G variant\nACGTACGTAC\n", b"a\t10\t18\t10\t11\n"),
+    ],
+)
+def test_row41_valid_indexes_of_unusual_files_are_believed(content, index, tmp_path):
+    (tmp_path / "x.fa").write_bytes(content)
+    (tmp_path / "x.fa.fai").write_bytes(index)
+    assert fetch_indexed(tmp_path / "x.fa", Interval("a", 2, 10)) == "GTACGTAC"
+
+
 def test_row41_without_an_index_nothing_is_written_beside_the_file(tmp_path, capfd):
     (tmp_path / "in").mkdir()
     source = tmp_path / "in" / "x.fa"

@@ -19,7 +19,8 @@ from safetensors.torch import load, save
 import dna_mamba as dm
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained, with_checksum
+from dna_mamba.model.checkpoints.native import from_pretrained, save_classifier, save_pretrained, with_checksum
+from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.checkpoints import ImportConfig, import_model
 from dna_mamba.pipelines.config_files import load_yaml, read_config
@@ -43,6 +44,7 @@ CONFIG = [
     Case(73, "text for a section", b"training: fast\n", "training is 'fast', expected a section"),
     Case(73, "rate that is no number", b"optimizer:\n  peak_rate: .nan\n", "peak_rate nan"),
     Case(73, "endless rate", b"optimizer:\n  peak_rate: .inf\n", "peak_rate inf"),
+    Case(73, "rate of four hundred digits", b"optimizer:\n  peak_rate: " + b"9" * 400 + b"\n", "expected a number"),
     Case(73, "number of thousands of digits", b"seed: 0x" + b"f" * 4000 + b"\n", "seed is a number of thousands of digits"),
     Case(73, "key twice", b"seed: 1\nseed: 2\n", "the key 'seed' stands there twice"),
     Case(73, "many keys", "".join(f"k{i}: 1\n" for i in range(60_000)).encode(), "unknown key 'k0'"),
@@ -98,9 +100,13 @@ def config(folder, **values):
 
 
 def backbone(folder, **values):
+    """Change the section of sizes, and the hash of it: what somebody who knows the format could hand over."""
     path = a_model(folder)
     before = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(before | {"backbone": before["backbone"] | values}))
+    after = before | {"backbone": before["backbone"] | values}
+    (path / "config.json").write_text(json.dumps(after))
+    found = load((path / "model.safetensors").read_bytes())
+    (path / "model.safetensors").write_bytes(with_checksum(found, after))
     return path
 
 
@@ -110,15 +116,15 @@ def weights(folder, change):
     return path
 
 
-def tensors(folder, edit, write=with_checksum):
+def tensors(folder, edit, checksum=True):
     path = a_model(folder)
     found = load((path / "model.safetensors").read_bytes())
     edit(found)
-    (path / "model.safetensors").write_bytes(write(found))
-    if write is save:  # as versions wrote it that knew no checksum
-        about = json.loads((path / "config.json").read_text())
+    about = json.loads((path / "config.json").read_text())
+    if not checksum:  # as versions wrote it that knew none
         del about["checksum"]
         (path / "config.json").write_text(json.dumps(about))
+    (path / "model.safetensors").write_bytes(with_checksum(found, about) if checksum else save(found))
     return path
 
 
@@ -168,6 +174,7 @@ MODELS = [
     Case(75, "shapes of another model", lambda f: backbone(f, width=32), "it belongs to a model of another configuration"),
     Case(75, "more layers", lambda f: backbone(f, pattern="MMM"), "lacks the tensor 'backbone.layers.2"),
     Case(75, "a huge configuration", lambda f: backbone(f, pattern="M" * 4000, width=65536), "parameters, but the weights have"),
+    Case(75, "another policy", lambda f: config(f, policy={}), "config.json does not match the SHA-256 in model.safetensors"),
     Case(75, "newer format", lambda f: config(f, format_version=2), "has format version 2, this dna-mamba reads 1"),
     Case(75, "format as a truth value", lambda f: config(f, format_version=True), "has format version True"),
     Case(75, "another kind", lambda f: config(f, model_type="llama"), "is no dna-mamba model"),
@@ -178,7 +185,7 @@ MODELS = [
     Case(75, "tensor too many", lambda f: tensors(f, lambda t: t.update(more=torch.zeros(2))), "unexpected tensor 'more'"),
     Case(75, "NaN", lambda f: tensors(f, lambda t: t[NORM].fill_(float("nan"))), f"'{NORM}' holds numbers that are not"),
     Case(75, "whole numbers", lambda f: tensors(f, lambda t: t.update({NORM: torch.zeros(16, dtype=torch.long)})), "int64"),
-    Case(75, "NaN without a checksum", lambda f: tensors(f, lambda t: t[NORM].fill_(float("inf")), save), "not finite"),
+    Case(75, "NaN without a checksum", lambda f: tensors(f, lambda t: t[NORM].fill_(float("inf")), checksum=False), "not finite"),
     Case(75, "no weights", lambda f: without(f, "model.safetensors"), "cannot read"),
     Case(75, "no configuration", lambda f: without(f, "config.json"), "no config.json found"),
     Case(75, "a pickle alone", only_a_pickle, "cannot read"),
@@ -319,16 +326,41 @@ def test_a_checkpoint_is_refused_in_one_line_and_the_run_stays_as_it_was(case, a
     assert callable(case.content)
     case.content(newest)
     (tmp_path / "out").mkdir()
-    before = {path for path in out.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".csv", ".yaml")}
+    kept = (".safetensors", ".csv", ".yaml", ".png")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.suffix in kept}
     capfd.readouterr()
     assert run_command("pretrain", "--out", out, "--resume") == 2
     lines = capfd.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("dna-mamba: ") and case.words in lines[-1] and str(out) in lines[-1], lines[-1]
     assert not [line for line in lines if "Traceback" in line]
-    after = {path for path in out.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".csv", ".yaml")}
-    assert before <= after, "something was lost"
+    assert all(path.read_bytes() == content for path, content in before.items()), "something was changed"
     assert not (tmp_path / "executed").exists()
     assert len(checkpoint.list_checkpoints(out / "checkpoints")) == 2
+
+
+def test_row75_a_checkpoint_from_before_formats_had_a_number_is_read(a_run, tmp_path):
+    shutil.copytree(a_run / "run", tmp_path / "run")
+    newest = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    found = json.loads((newest / "counters.json").read_text())
+    assert found.pop("format_version") == 1
+    resealed(newest, "counters.json", json.dumps(found).encode())
+    assert checkpoint.load(newest).counters["step"] == 2
+
+
+def test_row75_one_flipped_bit_anywhere_in_a_configuration_is_refused(tmp_path):
+    path = a_model(tmp_path)
+    content = (path / "config.json").read_bytes()
+    read = 0
+    for at in range(0, len(content), 3):
+        (path / "config.json").write_bytes(flip(content, at))
+        try:
+            from_pretrained(path)
+        except InputError:
+            continue
+        read += 1
+        # blanks around values mean nothing
+        assert json.loads((path / "config.json").read_text()) == json.loads(content)
+    assert read < len(content) / 10
 
 
 def tar_of(folder, name, kind=tarfile.REGTYPE, link=""):
@@ -391,6 +423,26 @@ def test_row76_a_manifest_cannot_name_a_place_outside_its_folder(name, tmp_path,
         fetch(read_genome_manifest(tmp_path / "m.yaml"), tmp_path / "out")
     assert run_command("genome", "fetch", tmp_path / "m.yaml", "--out", tmp_path / "out") == 2
     assert "must be letters, digits and" in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["score", "track", "generate", "classify"])
+def test_row77_every_command_that_reads_further_than_the_training_says_so(command, tmp_path, capfd):
+    model = a_model(tmp_path)
+    letters = random_letters(600)
+    (tmp_path / "s.fa").write_text(f">a\n{letters}\n")
+    record = f"a\t550\t.\t{letters[549]}\t{'C' if letters[549] == 'A' else 'A'}\t.\t.\t.\n"
+    (tmp_path / "v.vcf").write_text(test_tables.HEADER + record)
+    if command == "classify":
+        classifier = SequenceClassifier.from_language_model(model_of(), ("x", "y"), "mean")
+        save_classifier(classifier, tmp_path / "c", {"seq_len": 512})
+    words = {
+        "score": ("score", model, tmp_path / "v.vcf", "--genome", tmp_path / "s.fa", "-o", tmp_path / "o.vcf"),
+        "track": ("track", model, "--genome", tmp_path / "s.fa", "-o", tmp_path / "o.bw"),
+        "generate": ("generate", model, "--length", "600", "-o", tmp_path / "o.fa"),
+        "classify": ("classify", tmp_path / "c", tmp_path / "s.fa"),
+    }[command]
+    assert run_command(*words, "--device", "cpu") == 0
+    assert "the model was trained on windows of 512 bases and reads up to" in capfd.readouterr().err
 
 
 def test_row77_longer_than_the_training_is_read_with_a_warning(tmp_path, capfd):

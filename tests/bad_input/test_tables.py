@@ -1,6 +1,7 @@
 """Rows 53 to 72: variants and intervals."""
 
 import gzip
+import os
 import random
 
 import pytest
@@ -75,6 +76,8 @@ VCF = [
     Case(63, "REF '.'", vcf(line(ref=".", alt="A")), "line 3: REF '.' is not letters of DNA"),
     Case(63, "REF with rubbish", vcf(line(ref="A1?", alt="A")), "line 3: REF 'A1?' is not letters of DNA"),
     Case(64, "ALT with rubbish", vcf(line(alt="A1")), "line 3: ALT 'A1' is none of the alleles of VCF"),
+    Case(64, "brackets without end", vcf(line(alt="[" * 100_000 + "<")), "is none of the alleles of VCF"),
+    Case(64, "breakend with two sides", vcf(line(alt="GG[chr2:7[A")), "is none of the alleles of VCF"),
     Case(64, "empty ALT", vcf(line(alt="C,")), "line 3: ALT 'C,' has an empty allele"),
     Case(70, "bgzip without its end", bgzip(vcf(line()), end=False), "lacks the empty block that ends a bgzip file"),
     Case(70, "gzip cut", gzip.compress(vcf(line()) * 50)[:60], "cannot read"),
@@ -126,14 +129,15 @@ def test_row54_a_header_alone_succeeds_with_a_note(place, tmp_path, capfd):
 
 def test_rows64_65_66_every_allele_is_scored_or_listed_with_its_reason(place, tmp_path):
     ref = BASES[9]
-    alts = [other(ref), f"{ref}ACG", "*", "<DEL>", "G]chr2:7]", "R", ref]
+    ends = ["G]chr2:7]", "G[chr2:7[", "]chr2:7]G", "[<ctg1>:7[G", "G.", ".G"]
+    alts = [other(ref), f"{ref}ACG", "*", "<DEL>", "<*>", "<NON_REF>", "G<ctg1>", *ends, "R", ref]
     (tmp_path / "v.vcf").write_bytes(vcf(line(alt=",".join(alts)), line(20, alt=".")))
     several, none = scored(place, tmp_path / "v.vcf", tmp_path / "o.vcf")
-    statuses = ["scored", "scored", "star", "symbolic", "breakend", "ambiguous", "scored"]
+    statuses = ["scored", "scored", "star", *["symbolic"] * 4, *["breakend"] * 6, "ambiguous", "scored"]
     assert fields(several)["DMSTATUS"].split(",") == statuses
     ratios = fields(several)["DMLLR"].split(",")
     assert [ratio == "." for ratio in ratios] == [status != "scored" for status in statuses]
-    assert float(ratios[6]) == 0.0, "REF = ALT changes nothing"
+    assert float(ratios[-1]) == 0.0, "REF = ALT changes nothing"
     assert "DMLLR" not in fields(none)
 
 
@@ -202,6 +206,17 @@ def test_a_bed_is_refused_in_one_line_and_nothing_is_left(case, place, tmp_path,
     command = ("embed", place / "model", source, "--genome", place / "g.fa", "-o", out / "o.npz")
     refused_by_command(capfd, tmp_path / "in", out, case.words, *command)
     assert str(source) in said
+
+
+@pytest.mark.parametrize("name, command", [("v.vcf", "score"), ("x.bed", "embed"), ("x.csv", "embed")])
+def test_row51_a_pipe_is_never_waited_for(name, command, place, tmp_path, capfd):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "in" / name)
+    genome = () if name == "x.csv" else ("--genome", place / "g.fa")
+    out = tmp_path / "out" / ("o.vcf" if command == "score" else "o.npz")
+    words = (command, place / "model", tmp_path / "in" / name, *genome, "-o", out)
+    refused_by_command(capfd, tmp_path / "in", tmp_path / "out", "is not a regular file", *words)
 
 
 def test_row72_more_columns_and_windows_line_ends_are_read(place, tmp_path):

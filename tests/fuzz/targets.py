@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 
 from dna_mamba.data.build import build, fetch_indexed
+from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, parse_region, read_bed
 from dna_mamba.data.variants import read_vcf, with_info
 from dna_mamba.errors import InputError
@@ -27,6 +28,7 @@ from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.config_files import load_yaml, parse_assignments, read_config
 from dna_mamba.pipelines.embed import read_csv
+from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.manifests import homologues_of_report, read_genome_manifest
 from dna_mamba.pipelines.pretrain import PretrainConfig
 from dna_mamba.training import checkpoint
@@ -224,6 +226,45 @@ def a_checkpoint(data: bytes) -> None:
         assert found.counters["step"] == 3
 
 
+def store(data: bytes) -> None:
+    """Open a store whose manifest is anybody's, with a checksum that says it is theirs."""
+    with a_folder() as folder:
+        (folder / "x.fa").write_text(">a\nACGTACGT\n")
+        path = build([folder / "x.fa"], folder / "x.dna").path
+        try:
+            values = json.loads(data)
+            values.pop("manifest_sha256", None)
+            sums = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+            data = json.dumps(values | {"manifest_sha256": sums}).encode()
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            pass  # no JSON, or no table: as it is
+        (path / "manifest.json").write_bytes(data)
+        try:
+            opened = GenomeStore.open(path)
+        except InputError:
+            return
+        for contig in opened.manifest.contigs:
+            assert len(opened.stored(contig.name, 0, contig.length)) == contig.length
+
+
+def record(data: bytes) -> None:
+    """Find a model beside a record of its run that is anybody's."""
+    with a_folder() as folder:
+        shutil.copytree(whole_model(), folder / "run" / "model")
+        (folder / "run" / "run.json").write_bytes(data)
+        with suppress(InputError):
+            find_model(folder / "run")
+
+
+def genbank(data: bytes) -> None:
+    """Pack a GenBank file."""
+    _, content = packed(data)
+    with a_folder() as folder:
+        (folder / "x.gb").write_bytes(content)
+        with suppress(InputError):
+            build([folder / "x.gb"], folder / "x.dna").verify()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "fasta": fasta,
     "fai": fai,
@@ -234,6 +275,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "table": table,
     "model": model,
     "checkpoint": a_checkpoint,
+    "store": store,
+    "record": record,
+    "genbank": genbank,
 }
 
 
@@ -255,6 +299,7 @@ def write_corpus(folder: Path = CORPUS) -> None:
             header + b"chr1\t10\t.\tA\tC,*,<DEL>,G]c:7]\t50\tPASS\tAF=0.1;DB\tGT\t0/1\n",
             header.replace(b"\n", b"\r\n"),
             header + b"c\t1\t.\tR\t.\t.\t.\t.\n",
+            header + b"c\t1\t.\tA\t" + b"[" * 800 + b"<,T<c>,G.,.G,]c:1]G\t.\t.\t.\n",
         ],
         "manifest": [
             b"format_version: 1\nname: x\nvalid: ['1']\nclasses:\n- label: one\n  assemblies:\n  - {name: a, fasta: a.fa}\n"
@@ -266,7 +311,7 @@ def write_corpus(folder: Path = CORPUS) -> None:
         "config": [
             b"seed: 1\nmodel:\n  pattern: MM\n  width: 16\ntraining:\n  steps: 5\n  seq_len: 64\noptimizer:\n  peak_rate: 1e-3\n",
             b"data:\n  valid: [chr20:1-5]\n  policy: {n_weight: 0}\n", b"training.steps=5", b"optimizer.betas=[0.9, 0.95]",
-            b"a: &a [x]\nb: *a\n",
+            b"a: &a [x]\nb: *a\n", b"optimizer.peak_rate=" + b"9" * 400,
         ],
         "table": [b"name,sequence\na,ACGT\nb,\"ac\ngt\"\n", b"seq\nACGT\n", b"id,seq\n1,AC-\n"],
     }  # fmt: skip
@@ -276,6 +321,33 @@ def write_corpus(folder: Path = CORPUS) -> None:
     torch.save({"a": torch.ones(2)}, directory / "t.bin")
     texts["model"] = [b"\0" + files[0], b"\1" + files[1], b"\2" + (directory / "t.bin").read_bytes(), b"\0{}"]
     (directory / "t.bin").unlink()
+    contig = {
+        "name": "a",
+        "offset": 0,
+        "length": 8,
+        "num_a": 2,
+        "num_c": 2,
+        "num_g": 2,
+        "num_t": 2,
+        "num_n": 0,
+        "num_other": 0,
+    }
+    source = {"path": "x.fa", "size": 12, "modified_ns": 1, "sha256": "0" * 64}
+    whole = {
+        "format_version": 1,
+        "contigs": [contig | {"num_masked": 0}],
+        "sources": [source],
+        "bases_sha256": "0" * 64,
+    }
+    texts["store"] = [json.dumps(whole).encode(), b"{}"]
+    parts = {"train": [["a", 0, 5]], "valid": [["a", 5, 6]], "test": []}
+    genome = {"store": "x.dna", "sources": [source], "bases_sha256": "0" * 64}
+    texts["record"] = [json.dumps({"command": "pretrain", "genome": genome, "split": parts}).encode(), b"[]"]
+    texts["genbank"] = [
+        b"LOCUS       AB000001                  12 bp    DNA     linear   UNK 01-JAN-1980\nDEFINITION  x\nACCESSION   AB000001\n"
+        b"VERSION     AB000001.1\nFEATURES             Location/Qualifiers\nORIGIN\n        1 acgtnacgta cg\n//\n",
+        b"LOCUS       A 4 bp\nORIGIN\n        1 acgt\n//\n",
+    ]
     texts["checkpoint"] = [
         b'\0{"step": 3, "format_version": 1}',
         b"\1" + small,
@@ -287,7 +359,9 @@ def write_corpus(folder: Path = CORPUS) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(seeds):
             variants = (
-                [bytes([kind]) + seed for kind in range(3)] if name in ("fasta", "bed", "vcf", "table") else [seed]
+                [bytes([kind]) + seed for kind in range(3)]
+                if name in ("fasta", "bed", "vcf", "table", "genbank")
+                else [seed]
             )
             for kind, content in enumerate(variants):
                 (folder / name / f"seed-{number}{'abc'[kind]}").write_bytes(content)

@@ -97,7 +97,7 @@ def test_a_bad_setting_is_refused(name, value):
         OptimizerConfig(**{name: value})
 
 
-def test_memory_that_runs_out_cuts_the_step_smaller_and_changes_no_number(monkeypatch):
+def test_fault24_memory_that_runs_out_cuts_the_step_smaller_and_changes_no_number(monkeypatch):
     monkeypatch.setattr("dna_mamba.training.language_model.SHORTEST_PIECE", 16)
     roomy, tight = make_module(40), make_module(4096)
     said = []
@@ -124,7 +124,7 @@ def test_memory_that_runs_out_cuts_the_step_smaller_and_changes_no_number(monkey
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
-def test_memory_that_is_never_enough_stops_the_run_in_one_line():
+def test_fault24_memory_that_is_never_enough_stops_the_run_in_one_line():
     module = make_module(4096)
 
     def forward(tokens_BT, state=None):

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import time
 
 import pytest
@@ -130,7 +131,9 @@ def _edit(path):
     ],
     ids=["flip", "flip optimizer", "cut", "empty", "edit", "missing", "no sums", "no checksums"],
 )
-def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_offered(unbroken, tmp_path, damage, words):
+def test_fault15_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_offered(
+    unbroken, tmp_path, damage, words
+):
     folder = tmp_path / "checkpoints"
     shutil.copytree(unbroken / "checkpoints", folder)
     newest, before = checkpoint.list_checkpoints(folder)[-1], checkpoint.list_checkpoints(folder)[-2]
@@ -194,11 +197,12 @@ def test_a_run_killed_before_its_first_row_goes_on(toy_fasta, unbroken, tmp_path
     assert losses(out) == losses(unbroken)
 
 
-def test_a_signal_to_the_whole_process_group_saves_with_workers_too(toy_fasta, unbroken, tmp_path, zygote):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_to_the_whole_process_group_saves_with_workers_too(toy_fasta, unbroken, tmp_path, zygote, number):
     out = tmp_path / "run"
-    code = "import os; os.setsid()\n" + AT.format(step=4, name="rng.safetensors", action="os.killpg(0, signal.SIGTERM)")
+    code = "import os; os.setsid()\n" + AT.format(step=4, name="rng.safetensors", action=f"os.killpg(0, {int(number)})")
     process = zygote.run(*arguments(toy_fasta, out, "--num-workers", 2), code=code)
-    assert process.code == 143, process.stderr
+    assert process.code == 128 + number, process.stderr
     assert checkpoint.list_checkpoints(out / "checkpoints")
     done = zygote.run("pretrain", "--out", out, "--resume")
     assert done.code == 0, done.stderr

@@ -77,9 +77,8 @@ def _of_mamba_ssm(config: dict[str, Any], where: str) -> tuple[BackboneConfig, i
     )
     layers, vocabulary = _integer(config, "n_layer", where), _integer(config, "vocab_size", where)
     multiple = _integer(config, "pad_vocab_size_multiple", where, 8)
-    return BackboneConfig(width=width, pattern="M" * min(layers, MAX_LAYERS + 1), mamba=mamba), -(
-        -vocabulary // multiple
-    ) * multiple
+    rows = -(-vocabulary // multiple) * multiple
+    return BackboneConfig(width=width, pattern="M" * min(layers, MAX_LAYERS + 1), mamba=mamba), rows
 
 
 def _of_transformers(config: dict[str, Any], where: str) -> tuple[BackboneConfig, int]:

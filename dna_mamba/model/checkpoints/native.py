@@ -101,7 +101,7 @@ def _save(model: nn.Module, path: Path, config: dict[str, Any]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     model_type = config.pop("model_type")
     config = {"model_type": model_type, "format_version": FORMAT_VERSION, "checksum": CHECKSUM, **config}
-    _replace(path / "model.safetensors", with_checksum(unshared_tensors(model)))
+    _replace(path / "model.safetensors", with_checksum(unshared_tensors(model), config))
     _replace(path / "config.json", (json.dumps(config, indent=1) + "\n").encode())
 
 
@@ -109,9 +109,17 @@ CHECKSUM = "sha256 in model.safetensors"
 NO_CHECKSUM = b"0" * 64
 
 
-def with_checksum(tensors: dict[str, Tensor]) -> bytes:
-    """Write tensors as a safetensors file whose metadata hold the SHA-256 of the file with zeros in its place."""
-    content = save_safetensors(tensors, metadata={"format": "pt", "sha256": NO_CHECKSUM.decode()})
+def _sha256_of(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def with_checksum(tensors: dict[str, Tensor], config: dict[str, Any]) -> bytes:
+    """Write tensors as a safetensors file whose metadata hold two SHA-256: of config.json, and of the file itself.
+
+    The latter is that of the file with zeros in its place.
+    """
+    metadata = {"format": "pt", "config_sha256": _sha256_of(config), "sha256": NO_CHECKSUM.decode()}
+    content = save_safetensors(tensors, metadata=metadata)
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     # safetensors writes metadata in a random order; the same tensors shall give the same bytes
@@ -121,13 +129,13 @@ def with_checksum(tensors: dict[str, Tensor]) -> bytes:
     return content.replace(NO_CHECKSUM, hashlib.sha256(content).hexdigest().encode(), 1)
 
 
-def check_checksum(content: bytes, where: Path, needed: bool) -> None:
-    """Compare a safetensors file with the SHA-256 in its metadata.
+def check_checksum(content: bytes, config: dict[str, Any], where: Path) -> None:
+    """Compare a safetensors file, and the configuration beside it, with the SHA-256 in its metadata.
 
     Args:
         content: The file.
-        where: Its name, for the message.
-        needed: Whether there must be one; files of other programs have none and pass.
+        config: Says whether there must be one; files of other programs have none and pass.
+        where: Name of the file, for the message.
 
     Raises:
         InputError: They differ, or there is none.
@@ -135,17 +143,23 @@ def check_checksum(content: bytes, where: Path, needed: bool) -> None:
     start = 8 + int.from_bytes(content[:8], "little")
     try:
         header = json.loads(content[8:start])
-        expected = header.get("__metadata__", {}).get("sha256")
+        about = header.get("__metadata__", {})
+        expected = about.get("sha256")
     except (ValueError, AttributeError, RecursionError):
         return  # safetensors itself says what is wrong with it
     if not isinstance(expected, str) or len(expected) != len(NO_CHECKSUM):
-        if needed:
+        if config.get("checksum") == CHECKSUM:
             raise InputError(f"{where} has lost the SHA-256 in it: it was damaged or edited; take another copy")
         return
     digest = hashlib.sha256(content[:8] + content[8:start].replace(expected.encode(), NO_CHECKSUM, 1))
     digest.update(memoryview(content)[start:])
     if digest.hexdigest() != expected:
         raise InputError(f"{where} does not match the SHA-256 in it: it was damaged or edited; take another copy")
+    if about.get("config_sha256", _sha256_of(config)) != _sha256_of(config):
+        raise InputError(
+            f"{where.parent / 'config.json'} does not match the SHA-256 in {where.name}: it was damaged or edited; take "
+            f"another copy"
+        )
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -238,7 +252,7 @@ def _read(path: Path, model_type: str) -> tuple[dict[str, Any], dict[str, Tensor
     check_regular(weights, "a safetensors file")
     try:
         content = weights.read_bytes()
-        check_checksum(content, weights, needed=config.get("checksum") == CHECKSUM)
+        check_checksum(content, config, weights)
         return config, load_safetensors(content), str(path)
     except OSError as error:
         raise InputError(f"cannot read {weights}: {error.strerror}") from error
