@@ -23,6 +23,7 @@ from dna_mamba.data.examples import giab_variants
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.errors import InputError
+from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, open_labelled
 from dna_mamba.pipelines.sequences import WholeFile
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import SpikeDetector, read_metrics, set_aside
@@ -443,6 +444,27 @@ def test_a_damaged_copy_in_the_cache_is_packed_anew_and_a_damaged_store_refused(
     damage(store)
     with pytest.raises(InputError, match="build the store again|dna-mamba genome build"):
         open_genome(store)
+
+
+def test_fault17_a_damaged_store_of_a_fetched_assembly_is_refused(tmp_path):
+    urls = {name: f"https://example.org/{name}.fa.gz" for name in ("one", "two")}
+    for seed, name in enumerate(urls):
+        (tmp_path / f"{name}.fa").write_text(
+            "".join(f">c{i}\n{random_letters(20_000, 3 * seed + i)}\n" for i in range(3))
+        )
+        build([tmp_path / f"{name}.fa"], tmp_path / f"{name}.dna")
+    # as genome fetch leaves it
+    record = {name: {"url": url, "sha256": "0" * 64, "stored": "0" * 64} for name, url in urls.items()}
+    (tmp_path / "fetched.json").write_text(json.dumps(record))
+    classes = [{"label": name, "assemblies": [{"name": name, "url": url}]} for name, url in urls.items()]
+    (tmp_path / "m.yaml").write_text(json.dumps({"format_version": 1, "name": "toy", "classes": classes}))
+    data = LabelledDataConfig(
+        manifest=str(tmp_path / "m.yaml"), genomes=str(tmp_path), split_by="contig", valid=("c1",), test=("c2",)
+    )
+    assert set(open_labelled(data).labels) == {"one", "two"}
+    _flip(tmp_path / "two.dna" / "bases.u8")
+    with pytest.raises(InputError, match=r"two\.dna/bases\.u8 does not match the SHA-256 in its manifest"):
+        open_labelled(data)
 
 
 def test_a_folder_of_somebody_in_the_cache_is_never_replaced(zygote, tmp_path):
