@@ -17,7 +17,14 @@ from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import ModelState
 from dna_mamba.model.checkpoints.native import load_classifier
 from dna_mamba.model.classifier import SequenceClassifier
-from dna_mamba.pipelines.sequences import find_device, open_sequences, read_piece, warn_if_longer, write_table
+from dna_mamba.pipelines.sequences import (
+    check_is_no_input,
+    find_device,
+    open_sequences,
+    read_piece,
+    warn_if_longer,
+    write_table,
+)
 
 PIECES = {"cpu": 2**14, "cuda": 2**20}
 """Positions computed at once; probabilities do not depend on it (up to rounding)."""
@@ -106,6 +113,7 @@ def run(
     device = find_device(config.device)
     if config.out is not None and config.out.is_dir():
         raise InputError(f"-o {config.out} is a directory; name a file in it")
+    check_is_no_input(config.out, config.sequences, config.genome)
     model, training = load_classifier(find_classifier(config.model))
     model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
     genome, intervals = open_sequences(config.sequences, config.genome, config.window_bases, on_progress, warn)

@@ -14,7 +14,14 @@ from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.generation import SamplingConfig, generate
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import WholeFile, check_writable, find_device, load_language_model, warn_if_longer
+from dna_mamba.pipelines.sequences import (
+    WholeFile,
+    check_is_no_input,
+    check_writable,
+    find_device,
+    load_language_model,
+    warn_if_longer,
+)
 
 LINE = 60
 MOST_BASES = 1 << 32
@@ -115,6 +122,7 @@ def run(
     started = time.monotonic()
     device = find_device(config.device)
     model = load_language_model(config.model, device)
+    check_is_no_input(config.out, config.prompt)
     check_writable(config.out)
     prompt_T = read_prompt(config.prompt, on_progress, warn)
     warn_if_longer(model.trained_bases, len(prompt_T) + config.length, warn)

@@ -17,6 +17,7 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.sequences import (
     WholeFile,
+    check_is_no_input,
     check_writable,
     find_device,
     load_language_model,
@@ -135,6 +136,7 @@ def run(
     say = say or (lambda words: None)
     device = find_device(config.device)
     model = load_language_model(config.model, device)
+    check_is_no_input(config.out, config.variants, config.genome)
     check_writable(config.out)
     file = read_vcf(config.variants)
     genome = load_genome(config.genome, on_progress, warn)

@@ -189,6 +189,18 @@ UNWRITABLE = (errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 """Faults of the place that is written to, whatever was doing it."""
 
 
+def check_is_no_input(out: Path | None, *inputs: str | Path | None) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        InputError: The output is one of the inputs, by whatever name.
+    """
+    for given in inputs:
+        with contextlib.suppress(OSError):  # one of them is no file
+            if out is not None and given is not None and out.exists() and out.samefile(given):
+                raise InputError(f"-o {out} is what is read; name another file")
+
+
 def check_writable(*outs: Path | None) -> None:
     """Try all outputs before the work, and leave nothing.
 

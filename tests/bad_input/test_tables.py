@@ -208,6 +208,25 @@ def test_a_bed_is_refused_in_one_line_and_nothing_is_left(case, place, tmp_path,
     assert str(source) in said
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_an_output_is_never_one_of_the_inputs(place, tmp_path, capfd, link):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in" / "v.vcf").write_bytes(vcf(line()))
+    (tmp_path / "in" / "p.fa").write_text(">p\nACGT\n")
+    for name, words in {
+        "v.vcf": ("score", place / "model", tmp_path / "in" / "v.vcf", "--genome", place / "g.fa"),
+        "p.fa": ("generate", place / "model", "--prompt", tmp_path / "in" / "p.fa", "--length", "5"),
+    }.items():
+        out = tmp_path / "in" / name
+        if link:
+            out = tmp_path / "out" / name
+            out.symlink_to(tmp_path / "in" / name)
+        refused_by_command(
+            capfd, tmp_path / "in", tmp_path / "out", "is what is read; name another file", *words, "-o", out
+        )
+
+
 @pytest.mark.parametrize("name, command", [("v.vcf", "score"), ("x.bed", "embed"), ("x.csv", "embed")])
 def test_row51_a_pipe_is_never_waited_for(name, command, place, tmp_path, capfd):
     (tmp_path / "in").mkdir()
