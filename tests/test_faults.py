@@ -811,6 +811,18 @@ def test_fine_tuning_skips_what_is_not_finite_and_stops_at_the_third(zygote, lab
     assert three.code == 3 and "was not finite for 3 steps in a row; the last good checkpoint is" in three.last_line
 
 
+@pytest.mark.parametrize("before, after, code", [({10, 11}, {1}, 3), (set(), {1, 2}, 0)])
+def test_steps_in_a_row_are_counted_across_a_resume_of_fine_tuning(zygote, labelled, tmp_path, before, after, code):
+    nan = "next(arguments[0].parameters()).grad.fill_(float('nan'))"
+    stop = f"{nan if before else None}; len(calls) == 11 and os.kill(os.getpid(), signal.SIGTERM)"
+    first = zygote.run(*finetuning(labelled, tmp_path / "run"), code=IN_A_STEP.format(steps={10, 11}, action=stop))
+    assert first.code == 143, first.stderr
+    again = zygote.run(
+        "finetune", "species", "--out", tmp_path / "run", "--resume", code=IN_A_STEP.format(steps=after, action=nan)
+    )
+    assert again.code == code, again.stderr
+
+
 def _nan(folder):
     found = load((folder / "model.safetensors").read_bytes())
     resealed(folder, "model.safetensors", save({name: x * float("nan") for name, x in found.items()}))
