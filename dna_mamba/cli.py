@@ -87,9 +87,9 @@ def _say(words: str) -> None:
 
 
 def _print_json(values: Any) -> None:
-    import json
+    from dna_mamba.files import json_text
 
-    print(json.dumps(values, indent=1, default=str))
+    print(json_text(values, indent=1, default=str))
 
 
 @genome_app.command

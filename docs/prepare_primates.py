@@ -101,12 +101,12 @@ def main(kind: str, source: str, out: str) -> None:
     classes = []
     for label, contigs in sorted(found.items()):
         text = "".join(f">{name}\n{letters}\n" for name, _, letters in contigs if letters)
-        (folder / f"{label}.fa").write_text(text)
+        (folder / f"{label}.fa").write_text(text, encoding="utf-8")
         rows = [{"name": name, "homologue": locus, "verified": True} for name, locus, letters in contigs if letters]
         assembly = {"name": f"{kind}-{label}", "fasta": f"{label}.fa", "contigs": rows}
         classes.append({"label": label, "assemblies": [assembly]})
     manifest = {"format_version": 1, "name": kind, "valid": valid, "test": test, "classes": classes}
-    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False))
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

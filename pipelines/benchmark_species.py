@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dna_mamba.errors import InputError
+from dna_mamba.files import write_json, write_text
 from dna_mamba.pipelines import finetune_species, simulate
 from dna_mamba.pipelines.class_metrics import Share
 from dna_mamba.pipelines.finetune_species import LengthResult
 from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.run_directory import write_json, write_text
 
 LEAK_CONFIDENCE = 0.99
 MARK = "benchmark.json"
@@ -95,11 +95,10 @@ class SpeciesBenchResult:
 def _config(config: SpeciesBenchConfig, manifest: Path) -> finetune_species.FinetuneSpeciesConfig:
     base = finetune_species.small(str(manifest))
     steps = 0 if config.quick else config.likelihood_ratio_steps
-    evaluation = replace(base.evaluation, likelihood_ratio=LikelihoodRatioConfig(steps=steps), repeats_stripped=False)
-    return replace(
-        base, seq_lens=(config.seq_len,), evaluation=evaluation, seed=config.seed,
-        recipe=replace(base.recipe, seq_len=config.seq_len),
-    )  # fmt: skip
+    evaluation = replace(
+        base.evaluation, likelihood_ratio=LikelihoodRatioConfig(steps=steps), repeats_stripped=False, seed=config.seed
+    )
+    return replace(base, seq_lens=(config.seq_len,), evaluation=evaluation, seed=config.seed)
 
 
 def run(
@@ -146,7 +145,8 @@ def run(
         run_config = _config(config, out / name / "manifest.yaml")
         found[name] = finetune_species.run(run_config, out / f"finetune-{name}", say=say, warn=warn).lengths[0]
         picture = out / f"finetune-{name}" / "lengths" / str(config.seq_len) / "confusion.png"
-        shutil.copyfile(picture, out / f"confusion-{name}.png")
+        if picture.exists():  # one that could not be drawn was a remark
+            shutil.copyfile(picture, out / f"confusion-{name}.png")
     result = SpeciesBenchResult(out=out, on=found["on"], off=found["off"], seconds=time.monotonic() - started)
     write_text(out / "table.md", result.as_text() + "\n")
     write_json(out / MARK, {"config": asdict(config), "complete": True, **result.as_dict()})

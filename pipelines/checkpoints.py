@@ -1,8 +1,6 @@
 # Shapes: T positions, V vocabulary
 """Checkpoints of others: read into our format, written in theirs, and compared with transformers' own model."""
 
-import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch import Tensor
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
+from dna_mamba.files import json_text, whole_directory
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.mamba_ssm import (
     FORMATS,
@@ -26,7 +25,6 @@ from dna_mamba.model.checkpoints.mamba_ssm import (
 )
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
 from dna_mamba.pipelines.evaluate import find_model
-from dna_mamba.pipelines.sequences import WholeFile
 
 PROBE_BASES = 512
 
@@ -84,7 +82,7 @@ def import_model(config: ImportConfig) -> CheckpointResult:
         raise InputError(
             f"{config.checkpoint}: logits differ by {difference:.3g} from those of transformers; nothing was written"
         )
-    _whole_directory(config.out, lambda path: save_pretrained(found.model, path, asdict(TokenPolicy())))
+    whole_directory(config.out, lambda path: save_pretrained(found.model, path, asdict(TokenPolicy())))
     return CheckpointResult(
         out=config.out, format=found.format, num_parameters=found.model.num_parameters(), largest_difference=difference
     )
@@ -106,22 +104,13 @@ def export_model(config: ExportConfig) -> CheckpointResult:
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
         if config.format != TRANSFORMERS:
             torch.save(tensors, path / "pytorch_model.bin")  # the one file that its from_pretrained reads
-        (path / "config.json").write_text(json.dumps(values, indent=1) + "\n")
+        (path / "config.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
 
-    _whole_directory(config.out, write)
+    whole_directory(config.out, write)
     difference = _against_transformers(model, config.out, config.format, None)
     return CheckpointResult(
         out=config.out, format=config.format, num_parameters=model.num_parameters(), largest_difference=difference
     )
-
-
-def _whole_directory(out: Path, write: Callable[[Path], None]) -> None:
-    """Let a directory appear whole or not at all."""
-    if out.is_dir():
-        out.rmdir()  # it is empty
-    with WholeFile(out) as unfinished:
-        unfinished.unlink()
-        write(unfinished)
 
 
 @torch.no_grad()

@@ -219,16 +219,23 @@ def baselines(
     ]
 
 
-def draw_confusion(found: ClassReport, picture: Path, title: str) -> Path:
-    """Draw the confusion matrix with counts, coloured by the share of each true class."""
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+MOST_LABELLED = 40
+"""Classes whose names are written beside a confusion matrix; of more, some."""
+MOST_COUNTED = 15
+"""Classes whose counts are written into a confusion matrix; of more, colour alone says them."""
 
-    size = 2.2 + 0.9 * len(found.labels)
-    figure = Figure(figsize=(size + 1, size), dpi=150, layout="constrained")
+
+def draw_confusion(found: ClassReport, picture: Path, title: str) -> Path:
+    """Draw the confusion matrix, coloured by the share of each true class; its size has a bound, whatever the classes."""
+    from dna_mamba.pipelines.pictures import figure_of, save
+
+    classes = len(found.labels)
+    size = 2.2 + 0.9 * min(classes, 8)
+    figure = figure_of(size + 1, size)
     axes = figure.subplots()
     shares = found.confusion / np.maximum(found.confusion.sum(1, keepdims=True), 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*found.confusion.shape):
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    for row, column in np.ndindex(*found.confusion.shape) if classes <= MOST_COUNTED else ():
         dark = shares[row, column] > 0.6
         axes.text(
             column,
@@ -236,15 +243,17 @@ def draw_confusion(found: ClassReport, picture: Path, title: str) -> Path:
             f"{found.confusion[row, column]:,}",
             ha="center",
             va="center",
+            fontsize=8 if classes <= 8 else 6,
             color="white" if dark else "black",
         )
-    ticks = range(len(found.labels))
-    axes.set_xticks(ticks, found.labels, rotation=45, ha="right")
-    axes.set_yticks(ticks, found.labels)
+    ticks = range(0, classes, -(-classes // MOST_LABELLED))
+    names = [found.labels[i] if len(found.labels[i]) <= 24 else found.labels[i][:23] + "…" for i in ticks]
+    small = 10 if classes <= 8 else 7
+    axes.set_xticks(list(ticks), names, rotation=45 if classes <= 15 else 90, ha="right", fontsize=small)
+    axes.set_yticks(list(ticks), names, fontsize=small)
     axes.set_xlabel("answer")
     axes.set_ylabel("true class")
     accuracy = found.accuracy
     axes.set_title(f"{title}\naccuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f})", fontsize=10)
     figure.colorbar(image, label="share of the true class")
-    figure.savefig(picture)
-    return picture
+    return save(figure, picture)

@@ -4,7 +4,7 @@ import types
 import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,7 +80,38 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def dump_yaml(config: Any) -> str:
     """Write a configuration so that `load_yaml` and `read_config` give it back."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    return yaml.safe_dump(_plain(_without_derived(config)), sort_keys=False)
+
+
+def _without_derived(config: Any) -> dict[str, Any]:
+    """Leave out fields that another setting decides: they could not be set from the file."""
+    values = {}
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if "instead" not in one.metadata:
+            values[one.name] = _without_derived(value) if is_dataclass(value) else value
+    return values
+
+
+def refuse_derived(kind: Any, values: Mapping[str, Any], where: str, name: str = "") -> None:
+    """Refuse settings that cannot act, since another decides them.
+
+    Raises:
+        InputError: One is among the values; the message names the setting to change instead.
+    """
+    hints = typing.get_type_hints(kind)
+    for one in fields(kind):
+        if one.name not in values:
+            continue
+        full = f"{name}.{one.name}" if name else one.name
+        if "instead" in one.metadata:
+            decides = one.metadata["instead"]
+            raise InputError(f"{where}: {full} does nothing here: {decides} decides it; set that, and leave {full} out")
+        below = next(
+            (part for part in (hints[one.name], *typing.get_args(hints[one.name])) if is_dataclass(part)), None
+        )
+        if below is not None and isinstance(values[one.name], Mapping):
+            refuse_derived(below, values[one.name], where, full)
 
 
 def _plain(value: Any) -> Any:

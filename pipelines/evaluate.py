@@ -1,24 +1,29 @@
 """What a trained model says about held-out bases, and how much left context helps it."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dna_mamba.data.build import Progress, is_directory
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval, parse_region
+from dna_mamba.data.intervals import Interval, merge, parse_region, subtract
 from dna_mamba.data.objectives import TokenPolicy
+from dna_mamba.data.samples import Stretch, sample
+from dna_mamba.data.windows import known_bases
 from dna_mamba.errors import InputError, check_regular
+from dna_mamba.files import whole_directory, write_json, write_text
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import SHIPPED, from_pretrained, shipped
 from dna_mamba.pipelines.config_files import read_config
 from dna_mamba.pipelines.hub import HUB_ID, from_hub
-from dna_mamba.pipelines.pretrain import DEMO, DataConfig, load_genome, load_split
-from dna_mamba.training.metrics import RegionScores, Score, limit_bases, loss_by_position, score_regions
+from dna_mamba.pipelines.pretrain import DEMO, TEST_BASES, DataConfig, load_genome, load_split
+from dna_mamba.training.metrics import RegionScores, Score, loss_by_position, score_regions
 
 CONTEXT_BASES = 2**18
 """Bases read for each row of the table of loss against context, at most, but always 16 windows."""
@@ -36,7 +41,7 @@ class EvaluateConfig:
     test: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     window_bases: int = 8192
-    max_bases: int = 10_000_000
+    max_bases: int = TEST_BASES
     device: str = "auto"
     out: Path | None = None
 
@@ -58,6 +63,9 @@ class ContextRow:
     last: int
     """Longest, included."""
     score: Score
+    low: float
+    """Of the interval of 95 %, bits per base; windows, not bases, count as independent. NaN of one window."""
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +75,10 @@ class EvaluateResult:
     model: Path
     what: str
     regions: tuple[Interval, ...]
+    sampled: bool
+    """Not all bases of the part were scored; the regions are what was."""
+    trained: int | None
+    """Bases of the part that the model was trained on; none where that is not known."""
     scores: RegionScores
     context: tuple[ContextRow, ...]
     """Empty where no region holds a window."""
@@ -91,7 +103,7 @@ def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
         return model, None
     try:
         check_regular(record, "the record of a run")
-        values = json.loads(record.read_text())
+        values = json.loads(record.read_text(encoding="utf-8"))
         genome = values["genome"]
         texts = [genome["store"], genome["bases_sha256"], *(source["path"] for source in genome["sources"])]
         rows = [row for part in ("train", "valid", "test") for row in values["split"][part]]
@@ -146,6 +158,20 @@ def _regions(config: EvaluateConfig, genome: GenomeStore, record: dict[str, Any]
     return config.split, [Interval(*interval) for interval in record["split"][config.split]]
 
 
+def _trained_bases(
+    model: DnaMamba, record: dict[str, Any] | None, genome: GenomeStore, regions: Sequence[Interval]
+) -> int | None:
+    """Count the bases of regions that trained a model, by contig and place; none where nothing is known of its training."""
+    known = [(contig, start, end) for contig, rows in (model.trained_on or {}).items() for start, end in rows]
+    if not known and record is not None:
+        known = [tuple(row) for row in record["split"]["train"]]
+    if not known:
+        return None
+    trained = [Interval(contig, start, end) for contig, start, end in known if contig in genome.contigs and start < end]
+    shared = [one for region in merge(regions) for one in subtract([region], subtract([region], trained))]
+    return known_bases(genome, shared)
+
+
 def score_by_context(
     model: DnaMamba,
     genome: GenomeStore,
@@ -164,14 +190,32 @@ def score_by_context(
     first = 1
     while first < window_bases:
         end = min(2 * first, window_bases)
-        nats, counts = loss_by_position(
-            model, genome, regions, policy, window_bases=end, max_bases=max(bases_per_row, 16 * end)
+        found = loss_by_position(
+            model,
+            genome,
+            regions,
+            policy,
+            window_bases=end,
+            max_bases=max(bases_per_row, 16 * end),
+            first_counted=first,
         )
-        score = Score(num_bases=int(counts[first:end].sum()), nats=float(nats[first:end].sum()))
+        score = Score(num_bases=int(found.counts[first:end].sum()), nats=float(found.nats[first:end].sum()))
         if score.num_bases:
-            rows.append(ContextRow(first=first, last=end - 1, score=score))
+            low, high = _interval(found.of_windows)
+            rows.append(ContextRow(first=first, last=end - 1, score=score, low=low, high=high))
         first *= 2
     return tuple(rows)
+
+
+def _interval(of_windows_W2: np.ndarray) -> tuple[float, float]:
+    """Give 95 % limits of bits per base, a ratio of sums over windows. Source: Cochran 1977, equation 6.13."""
+    nats_W, bases_W = of_windows_W2[of_windows_W2[:, 1] > 0].T / np.array([[math.log(2)], [1.0]])
+    number = len(bases_W)
+    if number < 2:
+        return math.nan, math.nan
+    ratio = nats_W.sum() / bases_W.sum()
+    error = float(np.sqrt(((nats_W - ratio * bases_W) ** 2).sum() * number / (number - 1))) / float(bases_W.sum())
+    return float(ratio - 1.96 * error), float(ratio + 1.96 * error)
 
 
 def run(
@@ -197,9 +241,18 @@ def run(
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
     model.to(device)
-    some = limit_bases(regions, config.max_bases)
-    scores = score_regions(model, genome, some, policy)
     window = min(config.window_bases, max(map(len, regions)))
+    some = sample(
+        genome, regions, config.max_bases, context=max(model.trained_bases or 0, config.window_bases),
+        start_token=policy.start_token, what=f"the {what}",
+    )  # fmt: skip
+    trained = _trained_bases(model, record, genome, regions)
+    if trained and warn:
+        warn(
+            f"the model was trained on {trained:,} of the {known_bases(genome, regions):,} known bases of {what} (by the names "
+            f"and places of contigs): there, what follows is no score of held-out sequence"
+        )
+    scores = score_regions(model, genome, some, policy)
     context = score_by_context(
         model,
         genome,
@@ -211,14 +264,16 @@ def run(
     result = EvaluateResult(
         model=path,
         what=what,
-        regions=tuple(some),
+        regions=tuple(one.interval for one in some),
+        sampled=some != [Stretch.of(region) for region in regions],
+        trained=trained,
         scores=scores,
         context=context,
         window_bases=window,
         out=config.out,
     )
     if config.out is not None:
-        _write(result, config.out)
+        _write(result, config.out, warn)
     return result
 
 
@@ -233,13 +288,21 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {str(out)[:80]!r} cannot be made: {error.strerror}; choose another") from error
 
 
-def _write(result: EvaluateResult, out: Path) -> None:
-    from dna_mamba.pipelines.pictures import draw_context
+def _write(result: EvaluateResult, out: Path, warn: Callable[[str], None] | None) -> None:
     from dna_mamba.pipelines.reports import evaluation_as_dict
 
-    out.mkdir(parents=True)
-    (out / "results.json").write_text(json.dumps(evaluation_as_dict(result), indent=1) + "\n")
-    lines = ["first,last,bases,bits_per_base"]
-    lines += [f"{r.first},{r.last},{r.score.num_bases},{r.score.bits_per_base:.6f}" for r in result.context]
-    (out / "context.csv").write_text("\n".join(lines) + "\n")
-    draw_context([asdict(r) | {"bits": r.score.bits_per_base} for r in result.context], out / "context.png")
+    lines = ["first,last,bases,bits_per_base,low,high"]
+    for row in result.context:
+        numbers = (row.score.bits_per_base, row.low, row.high)
+        words = ("" if math.isnan(number) else f"{number:.6f}" for number in numbers)
+        lines.append(f"{row.first},{row.last},{row.score.num_bases},{','.join(words)}")
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        write_json(path / "results.json", evaluation_as_dict(result))
+        write_text(path / "context.csv", "\n".join(lines) + "\n")
+
+    whole_directory(out, write)
+    from dna_mamba.pipelines.pictures import draw_context, draw_or_say
+
+    draw_or_say(lambda: draw_context(result.context, out / "context.png"), out / "context.png", warn)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dna_mamba.errors import InputError
 from dna_mamba.model.config import parse_size
-from dna_mamba.pipelines.config_files import load_yaml, override, parse_assignments, read_config
+from dna_mamba.pipelines.config_files import load_yaml, override, parse_assignments, read_config, refuse_derived
 from dna_mamba.pipelines.finetune_species import FinetuneSpeciesConfig, config_of_run, preset
 from dna_mamba.pipelines.pretrain_settings import given_values
 
@@ -51,10 +51,11 @@ def settings(
                 "--model is for training from scratch and --checkpoint brings its own sizes; give one of them"
             )
         if model is not None:
-            layers[1] = ("the options", override(layers[1][1], {"checkpoint": None}))
+            layers[1] = ("the options", override({"checkpoint": None}, layers[1][1]))
     values = asdict(config)
     for origin, changes in layers:
         if changes:
+            refuse_derived(FinetuneSpeciesConfig, changes, origin)
             values = override(values, changes)
             config = read_config(FinetuneSpeciesConfig, values, origin)
     return config

@@ -6,7 +6,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dna_mamba import signals
 from dna_mamba.data.build import Progress
 from dna_mamba.data.labelled import LabelledWindows, Place, write_places
 from dna_mamba.errors import InputError, StoppedError, TerminatedError, nearest
+from dna_mamba.files import write_json, write_text
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import (
     copy_tensors,
@@ -35,6 +36,7 @@ from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, LabelledGenomes, describe, identity, open_labelled
 from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig, likelihood_ratio
 from dna_mamba.pipelines.oracle import attainable, counted, read_truth
+from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.planning import check_main_memory, choose_cut, this_gpu
 from dna_mamba.pipelines.pretrain import Interrupted
 from dna_mamba.pipelines.sequences import find_device
@@ -88,8 +90,8 @@ class FinetuneSpeciesConfig:
     """Window lengths, one classifier each."""
     checkpoint: str | None = None
     """Run or model directory to begin with, perhaps with {seq_len} in it; none trains from scratch."""
-    model: BackboneConfig = field(default_factory=lambda: BackboneConfig(pattern="M" * 12, width=128))
-    """Sizes from scratch; with a checkpoint its own count."""
+    model: BackboneConfig | None = None
+    """Sizes from scratch, 12 x 128 if nothing is said; a checkpoint brings its own."""
     pooling: str = "last"
     frozen: bool = False
     """Train the head alone."""
@@ -114,6 +116,11 @@ class FinetuneSpeciesConfig:
             )
         if self.frozen and self.checkpoint is None:
             raise InputError("--frozen trains the head of a pretrained model; name one with --checkpoint")
+        if self.checkpoint is not None and self.model is not None:
+            raise InputError(
+                f"model.* does nothing beside checkpoint {self.checkpoint!r}, which brings its own sizes; leave it out, or set "
+                f"checkpoint=null to train from scratch"
+            )
         if not self.seq_lens or len(set(self.seq_lens)) < len(self.seq_lens):
             raise InputError(f"seq_lens {list(self.seq_lens)} must be one or more different lengths")
         for length in self.seq_lens:
@@ -148,7 +155,7 @@ def small(manifest: str) -> FinetuneSpeciesConfig:
             epochs=4,
             steps_per_epoch=75,
             batch=8,
-            optimizer=OptimizerConfig(peak_rate=3e-3, final_rate=1e-5, warmup_share=0.1),
+            optimizer=OptimizerConfig(peak_rate=3e-3, final_rate=1e-5, warmup_share=0.1, fewest_warmup_steps=0),
         ),
         evaluation=SpeciesEvaluationConfig(valid_windows=200, test_windows=600, baseline_windows=3000),
     )
@@ -200,7 +207,14 @@ def resolve(config: FinetuneSpeciesConfig) -> FinetuneSpeciesConfig:
     data = replace(
         data, manifest=absolute(data.manifest) or "", genomes=absolute(data.genomes), split=absolute(data.split)
     )
-    return replace(config, data=data, checkpoint=absolute(config.checkpoint), device=device, precision=precision)
+    model = SCRATCH if config.checkpoint is None and config.model is None else config.model
+    return replace(
+        config, data=data, checkpoint=absolute(config.checkpoint), model=model, device=device, precision=precision
+    )
+
+
+SCRATCH = BackboneConfig(pattern="M" * 12, width=128)
+"""Trained where neither a checkpoint nor sizes are given."""
 
 
 def _begin(
@@ -209,12 +223,18 @@ def _begin(
     """Make the classifier of a length, and the language model that it begins with."""
     torch.manual_seed(config.seed)
     if config.checkpoint is None:
-        check_main_memory(config.model)
-        language_model, name = DnaMamba(config.model), "scratch"
+        model = config.model or SCRATCH
+        check_main_memory(model)
+        language_model, name = DnaMamba(model), "scratch"
         return SequenceClassifier.from_language_model(language_model, labels, config.pooling), language_model, name
     name = config.checkpoint.replace("{seq_len}", str(length))
     directory, _ = find_model(Path(name))
-    language_model, _ = from_pretrained(directory)
+    language_model, policy = from_pretrained(directory)
+    if policy.get("start_token"):
+        raise InputError(
+            f"{name} was trained with a start token before each window, which a classifier does not write; take another "
+            f"checkpoint"
+        )
     classifier = SequenceClassifier.from_language_model(language_model, labels, config.pooling)
     classifier.backbone.requires_grad_(not config.frozen)
     return classifier, language_model, name
@@ -225,8 +245,10 @@ def _seed(config: FinetuneSpeciesConfig, part: str) -> int:
     return seed + ("train", "valid", "test", "held out").index(part)
 
 
-def check(config: FinetuneSpeciesConfig, genomes: LabelledGenomes) -> dict[int, str]:
-    """Try all that can go wrong before anything is written; give what each length begins with.
+def check(
+    config: FinetuneSpeciesConfig, genomes: LabelledGenomes, warn: Callable[[str], None] | None = None
+) -> dict[int, str]:
+    """Try all that can go wrong before anything is written; give what each length begins with, and say what is left out.
 
     Raises:
         InputError: A checkpoint is missing, or a class has no window of a length in some part.
@@ -237,6 +259,15 @@ def check(config: FinetuneSpeciesConfig, genomes: LabelledGenomes) -> dict[int, 
         parts = ["train", "valid", "test", *(["held out"] if genomes.held_out is not None else [])]
         for part in parts:
             windows = genomes.windows(part, length, _seed(config, part), config.data)
+            if warn and windows.too_short:
+                number = len(
+                    genomes.held_out.test if part == "held out" and genomes.held_out else getattr(genomes.split, part)
+                )
+                warn(
+                    f"{len(windows.too_short):,} of the {number:,} contigs of {part}, with "
+                    f"{sum(c.length for c in windows.too_short):,} bases, are shorter than a window of {length:,} bases and "
+                    f"are left out"
+                )
             if part == "train":
                 for label in windows.labels:
                     windows.try_class(label)
@@ -257,7 +288,7 @@ def plan_as_text(
         contigs = getattr(genomes.split, part)
         each = ", ".join(f"{label} {sum(c.length for c in contigs if c.label == label):,}" for label in genomes.labels)
         lines.append(f"{part.replace('_', ' ')}: {each} bases")
-    for length, began_with in check(config, genomes).items():
+    for length, began_with in check(config, genomes, warn).items():
         recipe = config.recipe_of(length)
         stages: dict[int, int] = {}
         for window in recipe.epoch_lengths()[: recipe.epochs]:
@@ -305,15 +336,15 @@ def run(
             f"{len(genomes.split.left_out):,} contigs with {bases:,} bases are in no part: without a verified homologue, or "
             f"with parts of several; dna-mamba genome audit lists them by class"
         )
-    begins = check(config, genomes)
+    begins = check(config, genomes, warn)
     lock = run_directory.prepare(out, resume=resume, overwrite=overwrite)
     length = 0
     try:
         if resume:
             _check_same(config, genomes, out)
         else:
-            run_directory.write_text(out / "config.yaml", dump_yaml(config))
-            run_directory.write_json(
+            write_text(out / "config.yaml", dump_yaml(config))
+            write_json(
                 out / "run.json",
                 {
                     "command": "finetune species",
@@ -336,11 +367,11 @@ def run(
         result = FinetuneSpeciesResult(
             out=out, labels=genomes.labels, lengths=tuple(found), simulated=_is_simulated(config)
         )
-        run_directory.write_json(
+        write_json(
             out / "results.json",
             {"labels": list(genomes.labels), "simulated": result.simulated, "lengths": [asdict(one) for one in found]},
         )
-        draw_series(result, out / "accuracy.png")
+        draw_or_say(lambda: draw_series(result, out / "accuracy.png"), out / "accuracy.png", warn)
         return result
     except TerminatedError as error:  # between trainings: what was trained is saved
         newest = checkpoint.list_checkpoints(out / "lengths" / str(length) / "checkpoints") if length else []
@@ -358,7 +389,10 @@ def config_of_run(out: Path) -> FinetuneSpeciesConfig:
     path = out / "config.yaml"
     if not path.exists():
         raise InputError(f"--resume: {out} holds no run to go on with (no config.yaml in it)")
-    return read_config(FinetuneSpeciesConfig, load_yaml(path), str(path))
+    values = load_yaml(path)
+    if values.get("checkpoint") is not None:
+        values["model"] = None  # runs of older versions wrote one down that was not used
+    return read_config(FinetuneSpeciesConfig, values, str(path))
 
 
 def _check_same(config: FinetuneSpeciesConfig, genomes: LabelledGenomes, out: Path) -> None:
@@ -369,7 +403,7 @@ def _check_same(config: FinetuneSpeciesConfig, genomes: LabelledGenomes, out: Pa
             f"--resume: these settings differ from those of {out}; leave them out, or choose another --out"
         )
     try:
-        recorded = json.loads((out / "run.json").read_text())["identity"]
+        recorded = json.loads((out / "run.json").read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{out / 'run.json'} cannot be read: {error}; choose another --out") from error
     if recorded != identity(genomes):
@@ -378,8 +412,10 @@ def _check_same(config: FinetuneSpeciesConfig, genomes: LabelledGenomes, out: Pa
 
 def _read_result(path: Path) -> LengthResult | None:
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not values.pop("complete", True):
+            return None
+    except (OSError, ValueError, AttributeError):
         return None
     return LengthResult(**{**values, "rows": tuple(values["rows"])})
 
@@ -432,6 +468,7 @@ class _Length:
         self.language_model.use_implementation(implementation)
         self.classifier.backbone.recomputed_layers = 0 if config.piece_bases else cut.recomputed_layers
         self.resume = resume
+        self.found: ClassReport | None = None
         self.places = {
             part: self._windows(part).places(getattr(config.evaluation, f"{part}_windows"))
             for part in ("valid", "test")
@@ -458,12 +495,27 @@ class _Length:
         started = time.monotonic()
         bases = self._train()
         seconds = time.monotonic() - started
-        rows = self._rows()
-        result = LengthResult(
-            seq_len=self.length, began_with=self.began_with, rows=tuple(rows), seconds=seconds, bases=bases
-        )
-        run_directory.write_json(self.folder / "results.json", asdict(result))
+        rows: list[dict[str, Any]] = []
+
+        def note(complete: bool) -> LengthResult:
+            result = LengthResult(
+                seq_len=self.length, began_with=self.began_with, rows=tuple(rows), seconds=seconds, bases=bases
+            )
+            write_json(self.folder / "results.json", {**asdict(result), "complete": complete})
+            return result
+
+        for some in self._rows():  # each is on the disk before the next is worked on
+            rows += some
+            note(False)
+        result = note(True)
+        draw_or_say(self._draw, self.folder / "confusion.png", self.say)
         return result
+
+    def _draw(self) -> None:
+        assert self.found is not None
+        simulated = "SIMULATED: " if _is_simulated(self.config) else ""
+        title = f"{simulated}Mamba {self.classifier.config.size} on windows of {self.length:,} bases"
+        draw_confusion(self.found, self.folder / "confusion.png", title)
 
     def _train(self) -> int:
         """Train, keep the best epoch in model/, and give the bases seen."""
@@ -498,7 +550,7 @@ class _Length:
             checkpoint.save(checkpoints, step, state)
             checkpoint.prune(checkpoints, 2, None)
 
-        with open(metrics, "a", newline="") as file:
+        with open(metrics, "a", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
 
             def on_step(step: FinetuneStep) -> None:
@@ -560,28 +612,23 @@ class _Length:
         lengths = self.recipe.epoch_lengths()[: self.recipe.epochs]
         return sum(lengths) * self.recipe.steps_per_epoch * self.recipe.batch
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _rows(self) -> Iterator[list[dict[str, Any]]]:
         evaluation = self.config.evaluation
         model, about = load_classifier(self.folder / "model")
         model.use_implementation("cpu" if self.config.device == "cpu" else "triton").to(self.config.device)
         test = self._windows("test")
         self.say("scoring the test windows")
-        found = self._report(model, test, self.places["test"])
+        found = self.found = self._report(model, test, self.places["test"])
         size = self.classifier.config.size
         detail = f"began with {self.began_with}; epoch {about['epoch']} chosen on validation"
-        rows = [_row(f"Mamba {size}, {self.config.pooling}", detail, found.accuracy, found)]
-        draw_confusion(
-            found,
-            self.folder / "confusion.png",
-            f"{'SIMULATED: ' if _is_simulated(self.config) else ''}Mamba {size} on windows of {self.length:,} bases",
-        )
-        rows += self._controls(model)
+        yield [_row(f"Mamba {size}, {self.config.pooling}", detail, found.accuracy, found)]
+        yield self._controls(model)
         number = min(evaluation.baseline_windows, MOST_BASELINE_BASES // self.length)
         if evaluation.baseline_windows and number < 10 * len(self.genomes.labels):
             self.say(f"no k-mer baseline: windows of {self.length:,} bases are too long to hold enough of them")
         elif evaluation.baseline_windows:
             self.say("fitting k-mer and GC baselines")
-            rows += [_row(b.name, b.chosen, b.report.accuracy, b.report) for b in self._baselines(number)]
+            yield [_row(b.name, b.chosen, b.report.accuracy, b.report) for b in self._baselines(number)]
         if evaluation.likelihood_ratio.steps:
             self.say("training a language model a class, for the likelihood ratio")
             found_NK, truth_N, words = likelihood_ratio(
@@ -590,10 +637,9 @@ class _Length:
             )  # fmt: skip
             effective = test.independent(self.places["test"])
             ratio = report(found_NK, truth_N, self.genomes.labels, effective=effective)
-            rows.append(_row("likelihood ratio, one model a class", words, ratio.accuracy, ratio))
-        rows += self._oracle()
-        rows.append(_row("chance", f"{len(self.genomes.labels)} classes", None, None, 1 / len(self.genomes.labels)))
-        return rows
+            yield [_row("likelihood ratio, one model a class", words, ratio.accuracy, ratio)]
+        yield self._oracle()
+        yield [_row("chance", f"{len(self.genomes.labels)} classes", None, None, 1 / len(self.genomes.labels))]
 
     def _baselines(self, number: int) -> list[Baseline]:
         def read(windows: LabelledWindows, places: Sequence[Place]) -> tuple[np.ndarray, np.ndarray]:
@@ -682,11 +728,11 @@ def _cut_rows(path: Path, last_step: int) -> None:
     """Keep the header and the rows up to a step; what is torn goes too."""
     kept = [",".join(COLUMNS)]
     if last_step and path.exists():
-        for line in path.read_text().splitlines()[1:]:
+        for line in path.read_text(encoding="utf-8").splitlines()[1:]:
             step = line.split(",")[0]
             if line.count(",") == len(COLUMNS) - 1 and step.isdigit() and int(step) <= last_step:
                 kept.append(line)
-    run_directory.write_text(path, "\n".join(kept) + "\n")
+    write_text(path, "\n".join(kept) + "\n")
 
 
 # Mamba (arXiv 2312.00752), table 4: great apes, five classes, one run a cell
@@ -701,9 +747,9 @@ GREAT_APES = {"human", "chimpanzee", "bonobo", "gorilla", "orangutan"}
 
 def draw_series(result: FinetuneSpeciesResult, picture: Path) -> Path:
     """Draw accuracy against window length with intervals, beside the paper's curve where the classes are the great apes."""
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
-    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    figure = figure_of(8, 4.8)
     axes = figure.subplots()
     names = list(dict.fromkeys(row["name"] for one in result.lengths for row in one.rows if row["value"] is not None))
     for number, name in enumerate(names):
@@ -713,7 +759,9 @@ def draw_series(result: FinetuneSpeciesResult, picture: Path) -> Path:
             for row in one.rows
             if row["name"] == name and row["value"] is not None
         ]
-        x, y = [p[0] for p in points], [p[1]["value"] for p in points]
+        # side by side, so that no point hides another
+        aside = 1.0 + 0.035 * (number - len(names) / 2)
+        x, y = [p[0] * aside for p in points], [p[1]["value"] for p in points]
         if name == "chance":
             axes.axhline(y[0], color="grey", linestyle=":", label="chance")
             continue
@@ -730,13 +778,16 @@ def draw_series(result: FinetuneSpeciesResult, picture: Path) -> Path:
             axes.plot(
                 PAPER_LENGTHS, [v / 100 for v in values], color="lightgrey", linestyle=style, zorder=0, label=name
             )
+    lengths = [one.seq_len for one in result.lengths]
     axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.xaxis.set_minor_locator(NullLocator())
+    if len(lengths) == 1:  # what would lie on one line stands side by side
+        axes.set_xlim(lengths[0] / 1.6, lengths[0] * 1.6)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1f}"))
     axes.set_ylim(0, 1)
     axes.set_xlabel("window, bases")
     axes.set_ylabel("accuracy (95 % interval)")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
-    unfinished = picture.with_name(f".{picture.name}")
-    figure.savefig(unfinished, format="png")
-    unfinished.replace(picture)
-    return picture
+    return save(figure, picture)

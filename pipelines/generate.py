@@ -12,16 +12,10 @@ import torch
 from dna_mamba.data.build import Progress
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.errors import InputError
+from dna_mamba.files import WholeFile, check_is_no_input, check_writable
 from dna_mamba.model.generation import SamplingConfig, generate
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import (
-    WholeFile,
-    check_is_no_input,
-    check_writable,
-    find_device,
-    load_language_model,
-    warn_if_longer,
-)
+from dna_mamba.pipelines.sequences import find_device, load_language_model, warn_if_longer
 
 LINE = 60
 MOST_BASES = 1 << 32
@@ -146,5 +140,5 @@ def run(
     )
     if config.out is not None:
         with WholeFile(config.out) as path:
-            path.write_text("".join(sequence.as_fasta() for sequence in sequences))
+            path.write_text("".join(sequence.as_fasta() for sequence in sequences), encoding="utf-8")
     return GenerateResult(sequences=sequences, prompt_bases=len(prompt_T), seconds=time.monotonic() - started)

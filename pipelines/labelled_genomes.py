@@ -157,7 +157,7 @@ def _open(
     if assembly.report_url is not None:
         report = folder / f"{assembly.name}.report.txt"
         try:
-            homologue_of |= homologues_of_report(report.read_text(errors="replace"), str(report))
+            homologue_of |= homologues_of_report(report.read_text(encoding="utf-8", errors="replace"), str(report))
         except OSError as error:
             raise InputError(f"cannot read {report}: {error.strerror}; run dna-mamba genome fetch again") from error
     return store, homologue_of
@@ -165,7 +165,7 @@ def _open(
 
 def _check_record(assembly: Assembly, folder: Path) -> None:
     try:
-        known = json.loads((folder / RECORD).read_text())[assembly.name]
+        known = json.loads((folder / RECORD).read_text(encoding="utf-8"))[assembly.name]
         if known["stored"] == (assembly.sha256 or known["sha256"]) and known["url"] == assembly.url:
             return
     except (OSError, ValueError, KeyError, TypeError):
@@ -203,7 +203,7 @@ def read_parts(path: Path) -> dict[str, str]:
     """
     part_of: dict[str, str] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}") from error
     for number, line in enumerate(lines, 1):

@@ -14,7 +14,7 @@ from dna_mamba.data.build import build
 from dna_mamba.data.download import MAX_BYTES, check_url, download
 from dna_mamba.data.genome import GenomeStore, file_sha256
 from dna_mamba.errors import InputError, nearest
-from dna_mamba.pipelines import run_directory
+from dna_mamba.files import write_json
 from dna_mamba.pipelines.config_files import load_yaml, read_config
 
 SHIPPED = ("great-apes", "hyenadna-5")
@@ -229,7 +229,7 @@ def fetch(
         for one in manifest.classes:
             for assembly in one.assemblies:
                 done.append(_fetch_one(one.label, assembly, folder, record, on_progress, say, pause))
-                run_directory.write_json(folder / RECORD, record)
+                write_json(folder / RECORD, record)
         return done
     finally:
         lock.release()
@@ -239,7 +239,7 @@ def _read_record(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         return {str(k): {str(a): str(b) for a, b in v.items()} for k, v in values.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged; remove it, and checksums are recorded anew") from error
@@ -294,7 +294,7 @@ def _fetch_one(
         expected = known.get("report_sha256")
         came = download(assembly.report_url, report, sha256=expected, max_bytes=MAX_REPORT_BYTES, pause=pause)
         try:
-            homologue_of |= homologues_of_report(report.read_text(errors="replace"), str(report))
+            homologue_of |= homologues_of_report(report.read_text(encoding="utf-8", errors="replace"), str(report))
         except InputError:  # an error page perhaps: the next try asks again
             report.unlink(missing_ok=True)
             known.pop("report_sha256", None)

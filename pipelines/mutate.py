@@ -13,17 +13,11 @@ from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, parse_region
 from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
+from dna_mamba.files import WholeFile, check_writable, write_table
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.score_variants import check_context
-from dna_mamba.pipelines.sequences import (
-    WholeFile,
-    check_writable,
-    find_device,
-    load_language_model,
-    read_piece,
-    write_table,
-)
+from dna_mamba.pipelines.sequences import find_device, load_language_model, read_piece
 from dna_mamba.training.forks import Allele, score_alleles
 
 FORMATS = (".tsv", ".parquet")

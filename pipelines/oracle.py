@@ -42,9 +42,9 @@ def read_truth(folder: Path, bases_of: Mapping[str, int]) -> Truth:
         InputError: A file is missing or at fault.
     """
     try:
-        values = json.loads((folder / TRUTH).read_text())
+        values = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
         tree = {row["branch"]: row for row in values["tree"]}
-        with open(folder / EVENTS, newline="") as file:
+        with open(folder / EVENTS, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
         positions: dict[tuple[str, str], dict[str, list[int]]] = {}
         spans: dict[str, list[int]] = {}

@@ -22,14 +22,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from dna_mamba.data.build import Progress, open_genome
 from dna_mamba.data.datamodule import PretrainingData, TrainingSteps
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval
+from dna_mamba.data.intervals import Interval, subtract
 from dna_mamba.data.length_warmup import Stage, lengths, plan_stages
 from dna_mamba.data.markov import MAX_ORDER, STRENGTHS, MarkovModels
 from dna_mamba.data.objectives import TokenPolicy
+from dna_mamba.data.samples import Stretch, sample
 from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
 from dna_mamba.data.vocabulary import BASE_BITS
-from dna_mamba.data.windows import RULES, check_length, plan_windows
+from dna_mamba.data.windows import RULES, Windows, check_length, known_bases, plan_windows, read_by
 from dna_mamba.errors import InputError, StoppedError, nearest
+from dna_mamba.files import write_json, write_text
 from dna_mamba.kernels.causal_conv1d import MAX_TAPS
 from dna_mamba.kernels.dispatch import HAS_TRITON, IMPLEMENTATIONS, interpreted
 from dna_mamba.kernels.selective_scan import MAX_STATES
@@ -55,9 +57,13 @@ from dna_mamba.pipelines.planning import (
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import RunRecorder, newest_intact, set_aside
 from dna_mamba.training.language_model import Counters, LanguageModel
-from dna_mamba.training.metrics import RegionScores, Score, limit_bases, score_regions
+from dna_mamba.training.metrics import RegionScores, Score, score_regions
 from dna_mamba.training.optimizer import OptimizerConfig
 
+TEST_BASES = 2**24
+"""Known bases of the test part that pretrain and evaluate score at most."""
+MARKOV_CHOICE_BASES = 2**22
+"""Of validation, that the order and strength of Markov models are chosen on at most."""
 DEMO = "demo"
 """Name of the genome that ships in the package."""
 
@@ -145,9 +151,9 @@ class EvaluationConfig:
     """How many held-out bases are read."""
 
     valid_bases: int = 2**20
-    """At most so many at each validation."""
-    test_bases: int = 2**24
-    """At most so many in the final table."""
+    """At most so many A, C, G and T at each validation, spread over the part."""
+    test_bases: int = TEST_BASES
+    """At most so many in the final table, spread over the part."""
     markov_max_order: int = 12
     """Largest order of the Markov models in the final table; -1 leaves them out."""
 
@@ -226,6 +232,11 @@ class Plan:
     num_windows: tuple[int, ...]
     num_dropped: tuple[int, ...]
     train_bases: int
+    """A, C, G and T of the training part; of the other two as well."""
+    unread_bases: tuple[int, ...]
+    """Of these, by stage, those that lie in no window of it."""
+    never_read_bases: int
+    """Of these, those that lie in no window of any stage."""
     valid_bases: int
     test_bases: int
     machine: Machine | None
@@ -277,7 +288,6 @@ class PretrainResult:
     seconds: float
     train_bases_per_second: float
     model: RegionScores
-    test_bases: int
     rows: tuple[Row, ...]
     """Model, Markov models and uniform on the same held-out bases, best first."""
     markov: tuple[dict[str, Any], ...]
@@ -443,11 +453,29 @@ def _plan(
         windows_per_step=windows_per_step,
         num_windows=tuple(len(w) for w in windows),
         num_dropped=tuple(w.num_too_many_n + w.num_no_room for w in windows),
-        train_bases=sum(map(len, split.train)),
-        valid_bases=sum(map(len, split.valid)),
-        test_bases=sum(map(len, split.test)),
+        train_bases=known_bases(genome, split.train),
+        unread_bases=tuple(_unread(genome, split, [some]) for some in windows),
+        never_read_bases=_unread(genome, split, windows),
+        valid_bases=known_bases(genome, split.valid),
+        test_bases=known_bases(genome, split.test),
     )
+    for name, most in (("valid", config.evaluation.valid_bases), ("test", config.evaluation.test_bases)):
+        if split.part(name):
+            sample_of(config, genome, split, name, most)  # what cannot be scored is refused here
     return plan, steps
+
+
+def _unread(genome: GenomeStore, split: Split, windows: Sequence[Windows]) -> int:
+    """Count the known bases of the training part that lie in none of these windows."""
+    return known_bases(genome, subtract(split.train, read_by(genome, windows)))
+
+
+def sample_of(config: PretrainConfig, genome: GenomeStore, split: Split, part: str, most: int) -> list[Stretch]:
+    """Choose what is scored of a part of the split."""
+    return sample(
+        genome, split.part(part), most, context=config.training.seq_len, start_token=config.data.policy.start_token,
+        what=f"the {part} part",
+    )  # fmt: skip
 
 
 def _cut_of(training: TrainingConfig) -> Cut:
@@ -565,6 +593,13 @@ def _identity(config: PretrainConfig, genome: GenomeStore, split: Split) -> dict
     """Give hashes of all that a checkpoint must have in common with the run that goes on from it."""
     values = asdict(config)
     before = asdict(config)
+    optimizer, num_steps = config.optimizer, config.training.num_steps
+    if optimizer.warmup_steps(num_steps) == replace(optimizer, fewest_warmup_steps=0).warmup_steps(num_steps):
+        for one in (
+            values,
+            before,
+        ):  # where it changes nothing, checkpoints from before there was such a setting are known
+            del one["optimizer"]["fewest_warmup_steps"]
     for section, key in MAY_DIFFER_ON_RESUME:
         del values[section][key]
         if key != "piece_bases":
@@ -665,11 +700,11 @@ def _run_locked(
     if on_plan:
         on_plan(the_plan)
     if not (out / "config.yaml").exists() or not resume or config_of_run(out) != config:
-        run_directory.write_text(out / "config.yaml", dump_yaml(config))
+        write_text(out / "config.yaml", dump_yaml(config))
 
     def keep_smaller(piece_bases: int, kept_pieces: int) -> None:
         smaller = replace(config.training, piece_bases=piece_bases, kept_pieces=kept_pieces)
-        run_directory.write_text(out / "config.yaml", dump_yaml(replace(config, training=smaller)))
+        write_text(out / "config.yaml", dump_yaml(replace(config, training=smaller)))
 
     torch.manual_seed(config.seed)
     model = DnaMamba(config.model).use_implementation(config.implementation)
@@ -688,7 +723,8 @@ def _run_locked(
         if best is not None and best.is_dir():  # model/ may be ahead of the checkpoint that the run goes on from
             best_model = DnaMamba(config.model)
             copy_tensors(best_model, checkpoint.load(best).model, str(best))
-            save_pretrained(best_model, out / "model", asdict(config.data.policy), config.training.seq_len)
+            about = asdict(config.data.policy), config.training.seq_len, _trained_on(genome, steps)
+            save_pretrained(best_model, out / "model", *about)
     policy = config.data.policy
     module = LanguageModel(
         model,
@@ -704,19 +740,20 @@ def _run_locked(
         on_smaller=keep_smaller,
     )
     model.backbone.recomputed_layers = the_plan.cut.recomputed_layers
-    valid = limit_bases(split.valid, config.evaluation.valid_bases)
+    valid = sample_of(config, genome, split, "valid", config.evaluation.valid_bases)
+    trained_on = _trained_on(genome, steps)
 
     def validate(module: LanguageModel) -> Score:
         return score_regions(module.model, genome, valid, policy).total
 
     def save_best(module: LanguageModel) -> None:
-        save_pretrained(module.model, out / "model", asdict(policy), config.training.seq_len)
+        save_pretrained(module.model, out / "model", asdict(policy), config.training.seq_len, trained_on)
 
     def record(module: LanguageModel) -> None:
         names = [contig.name for contig in genome.manifest.contigs]
         seen = [dict(zip(names, row, strict=True)) for row in module.counters.bases_seen]
         stages = [{**asdict(stage), "bases_seen": s} for stage, s in zip(the_plan.stages, seen, strict=True)]
-        run_directory.write_json(
+        write_json(
             out / "run.json",
             {
                 "command": "pretrain",
@@ -767,7 +804,16 @@ def _run_locked(
     if recorder.received is not None:
         raise Interrupted(recorder.received, out, module.counters.step)
     seconds = time.monotonic() - started
-    return _finish(config, out, module, genome, split, the_plan, seconds, bases_before, on_phase)
+    save_pretrained(module.model, out / "model-last", asdict(policy), config.training.seq_len, trained_on)
+    return _finish(config, out, module, genome, split, the_plan, steps, seconds, bases_before, on_phase, warn)
+
+
+def _trained_on(genome: GenomeStore, steps: TrainingSteps) -> dict[str, list[list[int]]]:
+    """Give what a model is trained on, by contig."""
+    found: dict[str, list[list[int]]] = {}
+    for interval in read_by(genome, steps.windows):
+        found.setdefault(interval.contig, []).append([interval.start, interval.end])
+    return found
 
 
 def _counters(values: dict[str, Any], shape: tuple[int, int], num_steps: int, where: str) -> Counters:
@@ -829,52 +875,48 @@ def _finish(
     genome: GenomeStore,
     split: Split,
     the_plan: Plan,
+    steps: TrainingSteps,
     seconds: float,
     bases_before: int,
     on_phase: Callable[[str], None] | None,
+    warn: Callable[[str], None] | None,
 ) -> PretrainResult:
+    """Score the model, then fit what it is compared with, then draw: what is known is written before the next begins."""
     say = on_phase or (lambda words: None)
-    held_out = split.test or split.valid
-    test = limit_bases(held_out, config.evaluation.test_bases)
-    say("scoring held-out bases")
-    model, _ = from_pretrained(out / "model")
-    model.use_implementation(config.implementation).to(config.device)
-    scores = score_regions(model, genome, test, config.data.policy)
-    rows = [
-        Row(name=f"Mamba {config.model.size}", bits_per_base=scores.total.bits_per_base,
-            detail=f"{the_plan.num_parameters:,} parameters"),
-        Row(name="uniform", bits_per_base=2.0, detail="a guess among A, C, G, T"),
-    ]  # fmt: skip
-    markov: tuple[dict[str, Any], ...] = ()
-    best_plain = best_interpolated = None
-    if config.evaluation.markov_max_order >= 0:
-        say("fitting Markov models on the same training bases")
-        markov, best_plain, best_interpolated = markov_table(config, genome, split, test, scores.total.num_bases)
-        rows.append(
-            Row(name=f"Markov order {best_plain}, plain", bits_per_base=markov[best_plain]["test_plain"],
-                detail="order chosen on validation")
-        )  # fmt: skip
-        rows.append(
-            Row(name=f"Markov order {best_interpolated}, interpolated",
-                bits_per_base=markov[best_interpolated]["test_interpolated"],
-                detail=f"order and a = {markov[best_interpolated]['strength']:g} chosen on validation")
-        )  # fmt: skip
-    rows.sort(key=lambda row: row.bits_per_base)
-    from dna_mamba.pipelines.pictures import draw_losses, draw_report
-
-    reference = {row.name: row.bits_per_base for row in rows if not row.name.startswith("Mamba")}
-    picture = draw_losses(
-        out / "metrics.csv", out / "loss.png", reference, config.model.size, scores.total.bits_per_base
-    )
-    stage_words = "\n".join(f"  {stage.num_steps:,} steps of {stage.window_bases:,} bases" for stage in the_plan.stages)
-    draw_report(
-        out / "metrics.csv",
-        out / "speed.csv",
-        out / "report.png",
-        f"Mamba {config.model.size}, {the_plan.num_parameters:,} parameters\non {the_plan.where}, {config.precision}\n"
-        f"{stage_words}\nheld-out bits per base: {scores.total.bits_per_base:.4f}\n"
-        + "\n".join(f"  {row.name}: {row.bits_per_base:.4f}" for row in rows),
-    )
+    identity = _identity(config, genome, split) | {"step": str(module.counters.step)}
+    known = _read_results(out / "results.json", identity)
+    if known is not None:
+        say("the run had ended; its results are read from results.json")
+        scores, rows, markov, best = known
+    else:
+        part = "test" if split.test else "valid"
+        test = sample_of(config, genome, split, part, config.evaluation.test_bases)
+        say("scoring held-out bases")
+        model, _ = from_pretrained(out / "model")
+        model.use_implementation(config.implementation).to(config.device)
+        scores = score_regions(model, genome, test, config.data.policy)
+        rows = [
+            Row(name=f"Mamba {config.model.size}", bits_per_base=scores.total.bits_per_base,
+                detail=f"{the_plan.num_parameters:,} parameters"),
+            Row(name="uniform", bits_per_base=2.0, detail="a guess among A, C, G, T"),
+        ]  # fmt: skip
+        markov, best = (), (None, None)
+        complete = config.evaluation.markov_max_order < 0
+        _write_results(out / "results.json", part, scores, rows, markov, best, identity if complete else {})
+        if not complete:
+            say("fitting Markov models on the same training bases")
+            markov, plain, interpolated = markov_table(
+                config, genome, split, read_by(genome, steps.windows), test, scores.total.num_bases
+            )
+            best = plain, interpolated
+            rows += [
+                Row(name=f"Markov order {plain}, plain", bits_per_base=markov[plain]["test_plain"],
+                    detail="order chosen on validation"),
+                Row(name=f"Markov order {interpolated}, interpolated", bits_per_base=markov[interpolated]["test_interpolated"],
+                    detail=f"order and a = {markov[interpolated]['strength']:g} chosen on validation"),
+            ]  # fmt: skip
+            rows.sort(key=lambda row: row.bits_per_base)
+            _write_results(out / "results.json", part, scores, rows, markov, best, identity)
     trained_bases = sum(map(sum, module.counters.bases_seen)) - bases_before
     result = PretrainResult(
         out=out,
@@ -883,55 +925,136 @@ def _finish(
         seconds=seconds,
         train_bases_per_second=trained_bases / max(seconds, 1e-9),
         model=scores,
-        test_bases=sum(map(len, test)),
         rows=tuple(rows),
-        markov=markov,
-        loss_picture=picture,
-        best_plain_order=best_plain,
-        best_interpolated_order=best_interpolated,
+        markov=tuple(markov),
+        loss_picture=out / "loss.png",
+        best_plain_order=best[0],
+        best_interpolated_order=best[1],
     )
-    run_directory.write_json(
-        out / "results.json",
-        {
-            "held_out": "test" if split.test else "valid",
-            "bases_scored": scores.total.num_bases,
-            "table": [{"name": r.name, "bits_per_base": r.bits_per_base, "perplexity": r.perplexity} for r in rows],
-            "markov": list(markov),
-        },
-    )
+    if known is None or not (out / "loss.png").exists() or not (out / "report.png").exists():
+        _draw(config, out, the_plan, result, warn)
     return result
 
 
+def _draw(
+    config: PretrainConfig, out: Path, the_plan: Plan, result: PretrainResult, warn: Callable[[str], None] | None
+) -> None:
+    """Draw the run; a picture that fails is a remark."""
+    from dna_mamba.pipelines.pictures import draw_losses, draw_or_say, draw_report
+
+    mine = result.model.total.bits_per_base
+    reference = {row.name: row.bits_per_base for row in result.rows if not row.name.startswith("Mamba")}
+    draw_or_say(
+        lambda: draw_losses(out / "metrics.csv", out / "loss.png", reference, config.model.size, mine),
+        out / "loss.png", warn,
+    )  # fmt: skip
+    stages = zip(the_plan.stages, the_plan.windows_per_step, strict=True)
+    stage_words = "\n".join(
+        f"  {stage.num_steps:,} steps of {count:,} x {stage.window_bases:,} bases" for stage, count in stages
+    )
+    words = (
+        f"Mamba {config.model.size}, {the_plan.num_parameters:,} parameters\non {the_plan.where}, {config.precision}\n"
+        f"{stage_words}\nheld-out bits per base: {mine:.4f}\n"
+        + "\n".join(f"  {row.name}: {row.bits_per_base:.4f}" for row in result.rows)
+    )
+    draw_or_say(
+        lambda: draw_report(out / "metrics.csv", out / "speed.csv", out / "report.png", words), out / "report.png", warn
+    )
+
+
+def _write_results(
+    path: Path,
+    part: str,
+    scores: RegionScores,
+    rows: Sequence[Row],
+    markov: Sequence[dict[str, Any]],
+    best: Sequence[int | None],
+    identity: dict[str, str],
+) -> None:
+    """Write results.json; without an identity it is one that more is to come to."""
+    write_json(
+        path,
+        {
+            "held_out": part,
+            "complete": bool(identity),
+            "bases_scored": scores.total.num_bases,
+            "table": [{**asdict(row), "perplexity": row.perplexity} for row in rows],
+            "markov": list(markov),
+            "best_markov_orders": list(best),
+            "scores": asdict(scores),
+            "identity": identity,
+        },
+    )
+
+
+Known = tuple[RegionScores, list[Row], tuple[dict[str, Any], ...], Sequence[int | None]]
+
+
+def _read_results(path: Path, identity: dict[str, str]) -> Known | None:
+    """Read results that were completed by this very run; anything else is made anew."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not identity or values["identity"] != identity:
+            return None
+        strata = {name: Score(**values["scores"][name]) for name in ("total", "upper_case", "soft_masked", "after_n")}
+        scores = RegionScores(**strata, num_n=values["scores"]["num_n"])
+        rows = [Row(**{name: row[name] for name in ("name", "bits_per_base", "detail")}) for row in values["table"]]
+        return scores, rows, tuple(values["markov"]), values["best_markov_orders"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def markov_table(
-    config: PretrainConfig, genome: GenomeStore, split: Split, test: Sequence[Any], num_targets: int
+    config: PretrainConfig,
+    genome: GenomeStore,
+    split: Split,
+    train: Sequence[Interval],
+    test: Sequence[Stretch],
+    num_targets: int,
 ) -> tuple[tuple[dict[str, Any], ...], int, int]:
-    """Fit Markov models on the training bases and score them on the model's targets.
+    """Fit Markov models on what the model can read in training and score them on the model's targets.
+
+    Args:
+        config: Of the run.
+        genome: The store.
+        split: Its parts.
+        train: The bases that lie in training windows.
+        test: What the model was scored on.
+        num_targets: Bases that the model scored.
 
     Returns:
         A row an order, the best plain order and the best interpolated order, both chosen on validation.
     """
     both = config.data.policy.reverse_complement > 0
-    models = MarkovModels.fit(genome, split.train, both_strands=both, max_order=config.evaluation.markov_max_order)
+    start_token = config.data.policy.start_token  # then the model scores the first base of a region too
+    models = MarkovModels.fit(genome, train, both_strands=both, max_order=config.evaluation.markov_max_order)
 
-    def stretches(intervals: Sequence[Any]) -> list[np.ndarray]:
-        return [genome.stored(i.contig, i.start, i.end) & BASE_BITS for i in intervals]
+    def stretches(chosen: Sequence[Stretch]) -> list[tuple[np.ndarray, int]]:
+        return [
+            (
+                genome.stored(one.contig, one.read_from, one.end) & BASE_BITS,
+                one.first_target(start_token) - one.read_from,
+            )
+            for one in chosen
+        ]
 
-    first = config.data.policy.start_token  # then the model scores the first base of a region too
-    valid = limit_bases(split.valid, config.evaluation.test_bases)
-    on_valid = models.score(stretches(valid), first_is_target=first)
-    on_test = models.score(stretches(test), first_is_target=first)
+    most = min(config.evaluation.test_bases, MARKOV_CHOICE_BASES)
+    on_valid = models.score(stretches(sample_of(config, genome, split, "valid", most)))
+    strength_of_order = np.argmin(on_valid.interpolated, axis=0)
+    used = np.unique(strength_of_order)
+    on_test = models.score(stretches(test), strengths=[STRENGTHS[n] for n in used])
     assert on_test.num_targets == num_targets, "the models are scored on the same bases"
     best_plain = int(np.argmin(on_valid.plain))
-    strength_of_order = np.argmin(on_valid.interpolated, axis=0)
     best_of_order = on_valid.interpolated.min(axis=0)
     best_interpolated = int(np.argmin(best_of_order))
+    place_of = {int(n): place for place, n in enumerate(used)}
     rows = tuple(
         {
             "order": k,
             "valid_plain": float(on_valid.plain[k]),
             "test_plain": float(on_test.plain[k]),
             "valid_interpolated": float(best_of_order[k]),
-            "test_interpolated": float(on_test.interpolated[strength_of_order[k], k]),
+            "test_interpolated": float(on_test.interpolated[place_of[int(strength_of_order[k])], k]),
             "strength": float(STRENGTHS[int(strength_of_order[k])]),
         }
         for k in range(models.max_order + 1)

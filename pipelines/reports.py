@@ -21,6 +21,8 @@ def plan_as_text(plan: Plan) -> str:
     ):
         left_out = f" ({dropped:,} left out: too many N, or no room)" if dropped else ""
         number = len(stages)
+        if plan.unread_bases[number] > plan.never_read_bases:
+            left_out += f", without {plan.unread_bases[number]:,} known bases (contigs too short, or no room)"
         at_once = max(1, min(windows, plan.cut.piece_bases // stage.window_bases))
         cut = f"{-(-windows // at_once)} x {at_once} at once" if windows > 1 else "one at a time"
         if stage.window_bases > plan.cut.piece_bases:
@@ -52,8 +54,13 @@ def plan_as_text(plan: Plan) -> str:
         [
             f"Mamba {config.model.size}, {plan.num_parameters:,} parameters, on {plan.where} in {config.precision}, "
             f"kernels: {config.implementation}",
-            f"genome {config.data.genome}: {plan.train_bases:,} bases train, {plan.valid_bases:,} validate, "
+            f"genome {config.data.genome}: {plan.train_bases:,} known bases train, {plan.valid_bases:,} validate, "
             f"{plan.test_bases:,} test",
+            *(
+                [f"{plan.never_read_bases:,} of the training bases lie in no window, and no baseline sees them"]
+                if plan.never_read_bases
+                else []
+            ),
             *stages,
             *lines,
             total,
@@ -73,6 +80,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
             "steps": stage.num_steps,
             "windows_per_step": windows,
             "windows": count,
+            "known_bases_in_no_window": plan.unread_bases[i],
             "memory": None if not plan.memory else {**asdict(plan.memory[i]), "total": plan.memory[i].total},
             "bases_per_second": known(plan.bases_per_second[i]),
             "hours": known(plan.hours[i]),
@@ -90,6 +98,12 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         **asdict(plan.cut),
         "stages": stages,
         "bases": plan.num_bases,
+        "known_bases": {
+            "train": plan.train_bases,
+            "valid": plan.valid_bases,
+            "test": plan.test_bases,
+            "train_in_no_window": plan.never_read_bases,
+        },
         "hours": known(sum(plan.hours)),
     }
 
@@ -167,13 +181,22 @@ def evaluation_as_dict(result: EvaluateResult) -> dict[str, Any]:
         "soft_masked": score(result.scores.soft_masked),
         "after_n": score(result.scores.after_n),
         "num_n": result.scores.num_n,
-        "context": [{"first": r.first, "last": r.last, **score(r.score)} for r in result.context],
+        "sampled": result.sampled,
+        "bases_that_trained_the_model": result.trained,
+        "context": [
+            {"first": r.first, "last": r.last, **score(r.score), "low": r.low, "high": r.high} for r in result.context
+        ],
     }
 
 
 def evaluation_as_tables(result: EvaluateResult) -> list[Table]:
     """Show the scores by kind of base, and by left context."""
-    strata = Table(title=f"{result.what}: every base from all before it in its region", title_justify="left")
+    how = (
+        "a sample, spread evenly, each base with its context"
+        if result.sampled
+        else "every base from all before it in its region"
+    )
+    strata = Table(title=f"{result.what}: {how}", title_justify="left")
     for name in ("bases", "number", "bits per base", "perplexity"):
         strata.add_column(name, justify="left" if name == "bases" else "right")
     scores = result.scores
@@ -187,13 +210,14 @@ def evaluation_as_tables(result: EvaluateResult) -> list[Table]:
         strata.add_row(name, f"{score.num_bases:,}", *numbers)
     strata.add_row("N (not scored)", f"{scores.num_n:,}", "", "")
     context = Table(title=f"by left context, up to {result.window_bases:,} bases", title_justify="left")
-    for name in ("bases of left context", "bases scored", "bits per base", "perplexity"):
+    for name in ("bases of left context", "bases scored", "bits per base", "95 % interval", "perplexity"):
         context.add_column(name, justify="right")
     for row in result.context:
         context.add_row(
             f"{row.first:,}" if row.first == row.last else f"{row.first:,}-{row.last:,}",
             f"{row.score.num_bases:,}",
             f"{row.score.bits_per_base:.4f}",
+            "" if row.low != row.low else f"{row.low:.4f}-{row.high:.4f}",
             f"{row.score.perplexity:.4f}",
         )
     return [strata, context]

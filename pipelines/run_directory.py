@@ -1,6 +1,5 @@
 """A run is a directory that says how to repeat it."""
 
-import contextlib
 import json
 import platform
 import shutil
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from dna_mamba.data.build import write_synced
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.splits import Split
 from dna_mamba.errors import InputError
@@ -22,14 +20,14 @@ PACKAGES = ("dna-mamba", "torch", "lightning", "numpy", "numba", "safetensors", 
 
 WRITTEN = {
     *("config.yaml", "run.json", "run.lock", "metrics.csv", "speed.csv", "unusual.csv", "results.json"),
-    *("loss.png", "report.png", "accuracy.png", "checkpoints", "model", "tensorboard", "lengths"),
+    *("loss.png", "report.png", "accuracy.png", "checkpoints", "model", "model-last", "tensorboard", "lengths"),
 }
 """Names of all that stands in a run directory; one with anything else is never overwritten."""
 
 
 def _is_run(path: Path) -> bool:
     try:
-        return bool(json.loads((path / "run.json").read_text())["command"])
+        return bool(json.loads((path / "run.json").read_text(encoding="utf-8"))["command"])
     except (OSError, ValueError, KeyError, TypeError):
         return (path / "config.yaml").exists() and not (path / "run.json").exists()
 
@@ -82,25 +80,6 @@ def prepare(path: Path, *, resume: bool, overwrite: bool) -> FileLock:
             if entry.name != "run.lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     return lock
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(values, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.writing")
-    try:
-        write_synced(unfinished, text.encode())
-        unfinished.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say the name
-        raise
 
 
 def versions() -> dict[str, str]:

@@ -13,18 +13,10 @@ from dna_mamba.data.intervals import Interval
 from dna_mamba.data.variants import Variant, VcfFile, allele_status, info_line, read_vcf, reference_fault, with_info
 from dna_mamba.data.vocabulary import reverse_complement_tokens, tokens_of
 from dna_mamba.errors import InputError
+from dna_mamba.files import WholeFile, check_is_no_input, check_writable, write_table
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import (
-    WholeFile,
-    check_is_no_input,
-    check_writable,
-    find_device,
-    load_language_model,
-    read_piece,
-    warn_if_longer,
-    write_table,
-)
+from dna_mamba.pipelines.sequences import find_device, load_language_model, read_piece, warn_if_longer
 from dna_mamba.training.forks import Allele, AlleleScores, score_alleles
 
 FORMATS = (".vcf", ".vcf.gz", ".tsv", ".parquet")

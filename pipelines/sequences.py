@@ -1,18 +1,12 @@
-"""What commands read (records of a file, intervals of a genome, windows of either) and how they write tables of it."""
+"""What commands read: records of a file, intervals of a genome, windows of either."""
 
-import contextlib
-import csv
-import errno
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dna_mamba.data.build import Progress, sync_directory
+from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, read_bed
 from dna_mamba.data.vocabulary import tokens_of_store
@@ -124,102 +118,3 @@ def read_piece(genome: GenomeStore, interval: Interval, start: int, end: int) ->
     if interval.strand == "-":
         return genome.tokens(Interval(interval.contig, interval.end - end, interval.end - start, "-"))
     return tokens_of_store(genome.stored(interval.contig, interval.start + start, interval.start + end))
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-class WholeFile:
-    """A file that appears under its name when the block ends well, and not at all otherwise.
-
-    Args:
-        out: Its name; folders that lack are made, and taken away again if it fails.
-        folder: Where it is written, on the same file system; beside `out` by default.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-
-    def __init__(self, out: Path, folder: Path | None = None):
-        self.out, self.folder = out, folder or out.parent
-        self.made: list[Path] = []
-
-    def __enter__(self) -> Path:
-        """Give the path to write to."""
-        try:
-            if self.out.is_dir():
-                raise InputError(f"-o {self.out} is a directory; name a file in it")
-            self.made = [parent for parent in self.out.parents if not parent.exists()]
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{self.out.name}.", suffix=self.out.suffix, dir=self.folder)
-        except OSError as error:
-            raise InputError(f"cannot write {self.out}: {error.strerror}; choose another -o") from error
-        os.close(handle)
-        self.unfinished = Path(name)
-        return self.unfinished
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
-        """Rename, or remove; a full disk is told with the file's name."""
-        if kind is None:
-            try:
-                if self.unfinished.is_file():  # a zarr store is a directory
-                    _sync(self.unfinished)
-                self.unfinished.chmod(0o755 if self.unfinished.is_dir() else 0o644)
-                self.unfinished.replace(self.out)
-                sync_directory(self.out.parent)
-                return
-            except OSError as found:
-                error = found
-        if self.unfinished.is_dir():
-            shutil.rmtree(self.unfinished, ignore_errors=True)
-        else:
-            self.unfinished.unlink(missing_ok=True)
-        for parent in self.made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"the disk is full while writing {self.out}; free space and try again") from error
-        if isinstance(error, OSError) and (kind is None or error.errno in UNWRITABLE):
-            raise InputError(f"cannot write {self.out}: {error.strerror}; choose another -o") from error
-
-
-UNWRITABLE = (errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
-"""Faults of the place that is written to, whatever was doing it."""
-
-
-def check_is_no_input(out: Path | None, *inputs: str | Path | None) -> None:
-    """Refuse to write over what is read.
-
-    Raises:
-        InputError: The output is one of the inputs, by whatever name.
-    """
-    for given in inputs:
-        with contextlib.suppress(OSError):  # one of them is no file
-            if out is not None and given is not None and out.exists() and out.samefile(given):
-                raise InputError(f"-o {out} is what is read; name another file")
-
-
-def check_writable(*outs: Path | None) -> None:
-    """Try all outputs before the work, and leave nothing.
-
-    Raises:
-        InputError: One cannot be written.
-    """
-    for out in outs:
-        if out is not None:
-            with contextlib.suppress(_Tried), WholeFile(out):
-                raise _Tried
-
-
-class _Tried(Exception):
-    """The output can be written."""
-
-
-def write_table(out: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a tab-separated table, whole or not at all."""
-    with WholeFile(out) as path, open(path, "w", newline="") as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow(columns)
-        table.writerows(rows)

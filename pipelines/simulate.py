@@ -15,7 +15,7 @@ from dna_mamba.data.evolution import Lineage, MutationModel, evolve, plant
 from dna_mamba.data.mobile_elements import Copy, Source, make_copy, make_sources
 from dna_mamba.data.vocabulary import BASE_BITS, letters_of_store
 from dna_mamba.errors import InputError, nearest
-from dna_mamba.pipelines import run_directory
+from dna_mamba.files import write_json, write_text
 from dna_mamba.pipelines.pretrain import load_genome
 
 MAX_BASES = 1 << 28
@@ -297,7 +297,7 @@ def _write(
     indels_of: Mapping[str, Sequence[int]],
 ) -> None:
     for species in SPECIES:
-        with open(out / f"{species}.fa", "w") as file:
+        with open(out / f"{species}.fa", "w", encoding="utf-8") as file:
             for locus in loci:
                 letters = letters_of_store(ends[species][locus].bases)
                 file.write(f">{locus} SIMULATED {species}\n")
@@ -322,9 +322,9 @@ def _write(
             return True
 
     words = "# SIMULATED: real human sequence that evolved in a computer along the tree of the great apes; docs/species.md\n"
-    (out / "manifest.yaml").write_text(words + yaml.dump(manifest, Dumper=NoAliases, sort_keys=False))
+    write_text(out / "manifest.yaml", words + yaml.dump(manifest, Dumper=NoAliases, sort_keys=False))
     _write_events(out / EVENTS, ends, events)
-    run_directory.write_json(
+    write_json(
         out / TRUTH,
         {
             "simulated": True,
@@ -346,7 +346,7 @@ def _write(
 
 def _write_events(path: Path, ends: Mapping[str, Mapping[str, Lineage]], events: Sequence[Event]) -> None:
     """Write a row for each insertion and species that has it: where it lies (0-based, end excluded), its diagnostic bases."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(
             ("event", "branch", "family", "strand", "bases", "species", "contig", "start", "end", "diagnostic")

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dna_mamba.errors import InputError
-from dna_mamba.pipelines.sequences import WholeFile
+from dna_mamba.files import WholeFile
 
 FORMATS = (".npz", ".parquet", ".h5ad", ".zarr")
 PIECE_BYTES, PIECE_ROWS = 1 << 26, 1 << 16
@@ -76,7 +76,7 @@ class UnfinishedVectors:
             raise InputError(f"another process is writing {out}; wait for it, or choose another -o") from None
         text = json.dumps(plan, sort_keys=True)
         known = self.folder / "plan.json"
-        if known.exists() and known.read_text() == text and (self.folder / "vectors").exists():
+        if known.exists() and known.read_text(encoding="utf-8") == text and (self.folder / "vectors").exists():
             self.done = self._read_done()
         else:
             if known.exists():
@@ -91,7 +91,7 @@ class UnfinishedVectors:
             self.vectors = os.open(self.folder / "vectors", os.O_RDWR | os.O_CREAT)
             if num_rows:
                 os.posix_fallocate(self.vectors, 0, num_rows * self.row_bytes)
-            known.write_text(text)
+            known.write_text(text, encoding="utf-8")
             self.note = open(self.folder / "done", "ab")  # noqa: SIM115
         except OSError as error:
             self.clear()

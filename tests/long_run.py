@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from dna_mamba.pipelines.run_directory import write_json
+from dna_mamba.files import write_json
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import read_metrics
 

@@ -23,8 +23,8 @@ from dna_mamba.data.examples import giab_variants
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.errors import InputError
+from dna_mamba.files import WholeFile
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, open_labelled
-from dna_mamba.pipelines.sequences import WholeFile
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import SpikeDetector, read_metrics, set_aside
 from tests.bad_input.test_models import counters, resealed

@@ -33,6 +33,7 @@ from dna_mamba.data.intervals import Interval
 from dna_mamba.data.unpack import CappedGzip, is_gzip, open_unpacked
 from dna_mamba.data.vocabulary import INVALID, OTHER, SOFT_MASK, fasta_table
 from dna_mamba.errors import InputError, nearest
+from dna_mamba.files import sync_directory, write_synced
 
 CHUNK = 1 << 20
 MAX_HEADER = 1 << 24
@@ -378,23 +379,6 @@ def _check_bgzf_end(path: Path) -> None:
                 raise InputError(
                     f"{path} is cut: the block that ends every bgzip file is missing; copy or download it again"
                 )
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames inside a directory survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class ResumingDownloader:
         if have:
             headers["Range"] = f"bytes={have}-"
             if self.version.exists():  # else the server would not say that the file changed meanwhile
-                headers["If-Range"] = self.version.read_text()
+                headers["If-Range"] = self.version.read_text(encoding="utf-8")
         with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, SILENT_SECONDS)) as answer:
             check_url(answer.url)  # where redirects led
             if answer.status_code == 416:  # nothing after what is here
@@ -111,7 +111,7 @@ class ResumingDownloader:
                 if not version or version.startswith("W/"):  # a weak one does not promise equal bytes
                     version = answer.headers.get("Last-Modified", "")
                 if version:
-                    self.version.write_text(version)
+                    self.version.write_text(version, encoding="utf-8")
                 else:
                     self.version.unlink(missing_ok=True)
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):

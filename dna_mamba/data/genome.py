@@ -107,7 +107,7 @@ def read_manifest(path: Path) -> Manifest:
     rebuild = "build the store again with dna-mamba genome build"
     check_regular(file, "the manifest of a store")
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"{path} is no genome store: it has no manifest.json; dna-mamba genome build makes one"

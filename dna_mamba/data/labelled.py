@@ -41,7 +41,7 @@ class LabelledContig:
         name = self.homologue.removeprefix("chr")
         if not re.fullmatch(r"([0-9]{1,2}|X|Y)[aAbBpq]?(x([0-9]{1,2}|X|Y)[aAbBpq]?)*", name):
             return frozenset([name])  # a locus of another kind
-        return frozenset(re.sub(r"(?<=\d)[aAbBpq]$", "", part) for part in name.split("x"))
+        return frozenset(re.sub(r"(?<=[0-9XY])[aAbBpq]$", "", part) for part in name.split("x"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +175,8 @@ class LabelledWindows:
         self._contigs = {
             label: [c for c in contigs if c.label == label and c.length >= length] for label in self.labels
         }
+        self.too_short = tuple(c for c in contigs if c.length < length)
+        """Contigs that hold no window of this length, and are never drawn from."""
         self._shares = {}
         for label, some in self._contigs.items():
             if not some:
@@ -188,9 +190,11 @@ class LabelledWindows:
         if match_gc:
             self._accepted = self._acceptance()
 
-    def place(self, epoch: int, index: int) -> Place:
-        """Give window `index` of an epoch (both from 0)."""
-        generator = np.random.default_rng([self.seed, epoch, index])
+    def place(self, epoch: int, index: int, purpose: int = 0) -> Place:
+        """Give window `index` of an epoch (both from 0); draws of another purpose than 0, training, are others."""
+        # a spawn key is kept apart from the rest; of a list alone [0, 2^34] and [0, 0, 4] would be one
+        key = np.random.SeedSequence([self.seed, epoch, index], spawn_key=(purpose,) if purpose else ())
+        generator = np.random.default_rng(key)
         return self._draw(self.labels[int(generator.integers(len(self.labels)))], generator)
 
     def place_of(self, label: str, epoch: int, index: int) -> Place:
@@ -287,7 +291,7 @@ class LabelledWindows:
 
 def write_places(path: Path, places: Sequence[Place], length: int) -> None:
     """List evaluation windows: tab-separated contig, start, end (0-based, end excluded), label, assembly."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(("contig", "start", "end", "label", "assembly"))
         rows.writerows((p.contig, p.start, p.start + length, p.label, p.genome) for p in places)

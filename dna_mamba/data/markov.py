@@ -6,10 +6,11 @@ validation. Source: Krichevsky and Trofimov 1981 (add 1/2); MacKay and Peto 1995
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+from numba import get_num_threads, njit
 
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, merge
@@ -105,16 +106,30 @@ class MarkovModels:
         """Add one stretch of bases (0 to 3; 4 is N, over which no context reaches)."""
         _count(bases, self.max_order, self._offsets, self._counts)
 
-    def score(self, stretches: Sequence[np.ndarray], *, first_is_target: bool = False) -> MarkovScores:
-        """Score the known bases of some stretches, all but the first of each, or with it."""
-        first = 0 if first_is_target else 1
-        strengths = np.array(STRENGTHS)
-        plain = np.zeros(self.max_order + 1)
-        interpolated = np.zeros((strengths.size, self.max_order + 1))
-        targets = sum(
-            _score(bases, first, self.max_order, self._offsets, self._counts, strengths, plain, interpolated)
-            for bases in stretches
-        )
+    def score(
+        self, stretches: Sequence[tuple[np.ndarray, int]], *, strengths: Sequence[float] = STRENGTHS
+    ) -> MarkovScores:
+        """Score the known bases of some stretches.
+
+        Args:
+            stretches: Bases and the place of the first target among them; those before it are context. 1 leaves out the base
+                without a predecessor.
+            strengths: Candidates for a.
+        """
+        values = np.array(strengths, np.float64)
+
+        def one(stretch: tuple[np.ndarray, int]) -> tuple[int, np.ndarray, np.ndarray]:
+            bases, first = stretch
+            plain, interpolated = np.zeros(self.max_order + 1), np.zeros((values.size, self.max_order + 1))
+            targets = _score(bases, first, self.max_order, self._offsets, self._counts, values, plain, interpolated)
+            return targets, plain, interpolated
+
+        # the compiled loop holds no lock; sums are added in the order of the stretches, whatever the number of threads
+        with ThreadPoolExecutor(get_num_threads()) as threads:
+            found = list(threads.map(one, stretches))
+        targets = sum(number for number, _, _ in found)
+        plain = sum((part for _, part, _ in found), np.zeros(self.max_order + 1))
+        interpolated = sum((part for _, _, part in found), np.zeros((values.size, self.max_order + 1)))
         return MarkovScores(
             num_targets=targets, plain=-plain / max(targets, 1), interpolated=-interpolated / max(targets, 1)
         )

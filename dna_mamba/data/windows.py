@@ -51,7 +51,7 @@ def _candidates(rule: str, train: Sequence[Interval], length: int) -> list[tuple
         if rule == "tile" or (rule == "mamba" and length <= len(interval)):
             # a last tile that would be cut is moved back to end with the interval, so no base is left out
             starts = np.arange(interval.start, interval.end - length + 1, length)
-            if len(interval) >= length and starts[-1] + length < interval.end and rule == "tile":
+            if len(interval) >= length and starts[-1] + length < interval.end:
                 starts = np.append(starts, interval.end - length)
         elif rule == "mamba":
             starts = np.array([interval.start, interval.end - length])
@@ -71,9 +71,9 @@ def plan_windows(genome: GenomeStore, split: Split, length: int, *, rule: str = 
         genome: The store.
         split: Its parts.
         length: Bases of a window.
-        rule: 'mamba' tiles each interval, and above the interval's length takes one window that starts and one that
-            ends with it (Mamba, appendix E.3.1); 'hyenadna' takes one window an interval, its first bases, or the
-            interval extended on both sides; 'tile' tiles all of the training part.
+        rule: 'mamba' tiles each interval, the last tile moved back to end with it, and above the interval's length takes one
+            window that starts and one that ends with it (Mamba, appendix E.3.1); 'hyenadna' takes one window an interval,
+            its first bases, or the interval extended on both sides; 'tile' tiles all of the training part.
         max_n: Windows with a larger share of N are dropped.
 
     Returns:
@@ -121,6 +121,36 @@ def plan_windows(genome: GenomeStore, split: Split, length: int, *, rule: str = 
             f"to predict, and {num_no_room:,} do not fit between the held-out parts; take a shorter --seq-len"
         )
     return windows
+
+
+def read_by(genome: GenomeStore, windows: Sequence[Windows]) -> list[Interval]:
+    """Give the bases that lie in a window of any of these lists, merged and sorted: what a model can see in training."""
+    names = [contig.name for contig in genome.manifest.contigs]
+    found = []
+    for number, name in enumerate(names):
+        spans = []
+        for some in windows:
+            starts = some.starts[some.contigs == number]
+            spans.append(np.stack([starts, starts + some.length], axis=1))
+        spans_W2 = np.concatenate(spans) if spans else np.zeros((0, 2), np.int64)
+        if not len(spans_W2):
+            continue
+        spans_W2 = spans_W2[np.argsort(spans_W2[:, 0], kind="stable")]
+        furthest = np.maximum.accumulate(spans_W2[:, 1])
+        first = np.concatenate([[True], spans_W2[1:, 0] > furthest[:-1]])  # a gap before it
+        last = np.concatenate([first[1:], [True]])
+        pairs = zip(spans_W2[first, 0].tolist(), furthest[last].tolist(), strict=True)
+        found += [Interval(name, start, end) for start, end in pairs]
+    return sorted(found, key=lambda interval: (interval.contig, interval.start))
+
+
+def known_bases(genome: GenomeStore, intervals: Sequence[Interval]) -> int:
+    """Count A, C, G and T of intervals, each base once."""
+    merged = merge(intervals)
+    num_n = sum(
+        int(genome.count_n(one.contig, np.array([one.start]), np.array([one.end]))[0]) for one in merged
+    )  # fmt: skip
+    return sum(map(len, merged)) - num_n
 
 
 def order_of_epoch(seed: int, stage: int, epoch: int, num_windows: int) -> np.ndarray:

@@ -223,6 +223,8 @@ class DnaMamba(nn.Module):
 
     trained_bases: int | None = None
     """Longest window that it was trained on, where it was loaded from a directory that says so."""
+    trained_on: dict[str, list[list[int]]] | None = None
+    """Intervals that it was trained on by contig ([start, end], 0-based, end excluded), where that is known."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()

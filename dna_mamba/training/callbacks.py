@@ -92,7 +92,7 @@ def cut_metrics(path: Path, last_step: int) -> None:
     """Drop the rows after a step, as a resumed run will write them again; a half-written last line goes too."""
     if not path.exists():
         return
-    with open(path, newline="", errors="replace") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         lines = [line for line in file if line.endswith("\n")]
     if not lines or not lines[0].startswith("step,"):
         path.unlink()  # killed before the header was written
@@ -100,13 +100,13 @@ def cut_metrics(path: Path, last_step: int) -> None:
     rows = [line for line in lines[1:] if line.split(",", 1)[0].isdecimal() and line.isascii()]
     kept = [line for line in rows if int(line.split(",", 1)[0]) <= last_step]
     unfinished = path.with_name(f".{path.name}.writing")
-    unfinished.write_text("".join(lines[:1] + kept), newline="")
+    unfinished.write_text("".join(lines[:1] + kept), newline="", encoding="utf-8")
     unfinished.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """Read the rows of metrics.csv."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -174,7 +174,7 @@ class RunRecorder(L.Callback):
         path = self.folder / name
         cut_metrics(path, last_step)
         fresh = not path.exists()
-        file = open(path, "a", newline="")  # noqa: SIM115 - closed in close()
+        file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed in close()
         self._files.append(file)
         rows = csv.writer(file)
         if fresh:
@@ -206,7 +206,12 @@ class RunRecorder(L.Callback):
             bits = self.validate(pl_module).bits_per_base
             valid = f"{bits:.17g}"
             _log(trainer, {"valid/bits_per_base": bits}, counters.step)
-            if bits < counters.best_valid_bits:
+            if not math.isfinite(bits):
+                pl_module.say(
+                    f"step {counters.step}: validation gave {bits} bits per base, which is compared with nothing; model/ stays "
+                    f"as it was"
+                )
+            elif bits < counters.best_valid_bits:
                 counters.best_valid_bits, counters.best_step = bits, counters.step
                 self.save_best(pl_module)
                 improved = True
@@ -272,6 +277,8 @@ class RunRecorder(L.Callback):
             ),
         )
         checkpoint.prune(self.checkpoints, self.keep_checkpoints, module.counters.best_step)
+        if module.counters.best_step is None:
+            self.save_best(module)  # until a validation says which is best, the newest stands there
         self.on_checkpoint(module)
         return path
 

@@ -21,8 +21,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from dna_mamba.data.build import sync_directory, write_synced
 from dna_mamba.errors import InputError, check_regular
+from dna_mamba.files import sync_directory, write_synced
 
 CHECKSUMS = "checksums.json"
 FORMAT_VERSION = 1
@@ -133,7 +133,7 @@ def verify(path: Path) -> dict[str, bytes]:
             f"{path} is no checkpoint: expected a directory with {CHECKSUMS}; pickled checkpoints are not read"
         )
     try:
-        checksums = json.loads((path / CHECKSUMS).read_text())
+        checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in checksums.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"checkpoint {path} has no readable {CHECKSUMS}, so it cannot be trusted") from error

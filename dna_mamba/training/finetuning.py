@@ -21,8 +21,8 @@ from dna_mamba.training.optimizer import OptimizerConfig
 
 FIRST_LENGTH = 2**14
 """Where length warm-up begins."""
-STATISTICS_EPOCH = 2**34
-"""Epoch of the draws that standardize vectors: none that trains."""
+STATISTICS = 1
+"""Purpose of the draws that standardize vectors: none of them is one that trains."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,15 +33,17 @@ class FinetuneConfig:
     peak; above 2^14 bases one epoch at each power of two first.
     """
 
-    seq_len: int
+    seq_len: int = field(default=1024, metadata={"instead": "seq_lens"})
     epochs: int = 10
     steps_per_epoch: int = 1024
     batch: int = 64
     """Windows of a step."""
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(peak_rate=1e-4, final_rate=1e-6, warmup_share=0.5)
+        default_factory=lambda: OptimizerConfig(
+            peak_rate=1e-4, final_rate=1e-6, warmup_share=0.5, fewest_warmup_steps=0
+        )
     )
-    piece_bases: int = 2**14
+    piece_bases: int = field(default=2**14, metadata={"instead": "piece_bases"})
     """Positions computed at once; shorter windows are batched up to this."""
     standardize_windows: int = 256
     """Training windows whose vectors give the head its zero and its unit; 0 leaves vectors as they are, as in the paper."""
@@ -98,7 +100,7 @@ def standardize(model: SequenceClassifier, windows: LabelledWindows, config: Fin
     vectors = []
     for first in range(0, config.standardize_windows, at_once):
         last = min(first + at_once, config.standardize_windows)
-        places = [windows.place(STATISTICS_EPOCH, i) for i in range(first, last)]
+        places = [windows.place(0, i, STATISTICS) for i in range(first, last)]
         tokens_BT, _ = batch_of(windows, places, model.labels)
         vectors.append(vectors_in_pieces(model, tokens_BT.to(device), config.piece_bases))
     model.standardize(torch.cat(vectors))

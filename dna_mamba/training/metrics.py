@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
+from dna_mamba.data.samples import Stretch, count_targets
 from dna_mamba.data.vocabulary import ACGT, BASE_BITS, BOS, SOFT_MASK, STORE_T, A
 from dna_mamba.kernels.cross_entropy import cross_entropy
 from dna_mamba.model.backbone import DnaMamba, ModelState
@@ -105,32 +107,52 @@ class RegionScores:
 def score_regions(
     model: DnaMamba,
     genome: GenomeStore,
-    intervals: Sequence[Interval],
+    stretches: Sequence[Interval | Stretch],
     policy: TokenPolicy,
     *,
     chunk: int | None = None,
     on_bases: Callable[[int], None] | None = None,
 ) -> RegionScores:
-    """Score every base of the intervals but the first of each, from all the bases before it in its interval."""
+    """Score the bases of intervals or stretches, each from all that is read before it there.
+
+    The first base that is read has no predecessor and is not scored, but after a start token.
+    """
     sums = np.zeros((3, 2))
     num_n = 0
-    for interval in intervals:
-        first = genome.stored(interval.contig, interval.start, interval.start + 1)[0]
+    for one in stretches:
+        stretch = Stretch.of(one) if isinstance(one, Interval) else one
+        first = genome.stored(stretch.contig, stretch.read_from, stretch.read_from + 1)[0]
         last_known = policy.start_token or (first & BASE_BITS) <= STORE_T
-        for stored, losses in stream_losses(model, genome, interval, policy, chunk=chunk):
+        at = stretch.read_from + (0 if policy.start_token else 1)
+        read = Interval(stretch.contig, stretch.read_from, stretch.end)
+        for stored, losses in stream_losses(model, genome, read, policy, chunk=chunk):
             known = (stored & BASE_BITS) <= STORE_T
             masked = (stored & SOFT_MASK) != 0
             after_n = known & ~np.concatenate([[last_known], known[:-1]])
             last_known = bool(known[-1])
-            for row, chosen in enumerate((known & ~masked, known & masked, after_n)):
+            scored = np.arange(at, at + stored.size) >= stretch.start
+            at += stored.size
+            for row, chosen in enumerate((known & ~masked & scored, known & masked & scored, after_n & scored)):
                 sums[row] += chosen.sum(), losses[chosen].sum(dtype=np.float64)
-            num_n += int(np.count_nonzero(~known))
+            num_n += int(np.count_nonzero(~known & scored))
             if on_bases:
                 on_bases(stored.size)
     upper, masked_score, after = (Score(num_bases=int(n), nats=float(nats)) for n, nats in sums)
     return RegionScores(
         total=upper + masked_score, upper_case=upper, soft_masked=masked_score, after_n=after, num_n=num_n
     )
+
+
+class PositionLosses(NamedTuple):
+    """Surprise in windows that each start without context."""
+
+    nats: np.ndarray
+    """At positions 0 to window_bases - 1 (position = bases of left context), over all windows; position 0 stays empty unless
+    a start token precedes it."""
+    counts: np.ndarray
+    """Known bases there."""
+    of_windows: np.ndarray
+    """Nats and known bases of each window (W, 2), from `first_counted` on: what an interval is made of."""
 
 
 @torch.no_grad()
@@ -143,13 +165,12 @@ def loss_by_position(
     window_bases: int,
     batch_bases: int | None = None,
     max_bases: int | None = None,
+    first_counted: int = 0,
     on_bases: Callable[[int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> "PositionLosses":
     """Add up the surprise by position in windows that each start without context.
 
-    Returns:
-        Nats and number of known bases at positions 0 to window_bases - 1 (position = bases of left context; position
-        0 stays empty unless a start token precedes it).
+    With `max_bases`, windows are chosen that are spread over the regions; those that hold nothing but N are passed over.
     """
     device = model.lm_head.weight.device
     batch_bases = batch_bases or CHUNKS.get(device.type, CHUNKS["cpu"])
@@ -160,10 +181,13 @@ def loss_by_position(
         for interval in intervals
         for start in range(interval.start, interval.end - window_bases + 1, window_bases)
     ]
+    targets = count_targets(genome, [Stretch(c, s, s + window_bases, s) for c, s in places], policy.start_token)
+    places = [place for place, count in zip(places, targets.tolist(), strict=True) if count]
     if max_bases is not None and len(places) * window_bases > max_bases:
         # spread over the regions, not their beginning alone
         chosen = np.linspace(0, len(places) - 1, max(1, max_bases // window_bases)).astype(int)
         places = [places[i] for i in np.unique(chosen)]
+    of_windows = np.zeros((len(places), 2))
     per_batch = max(1, batch_bases // window_bases)
     for first in range(0, len(places), per_batch):
         some = places[first : first + per_batch]
@@ -176,16 +200,12 @@ def loss_by_position(
             logits_BTV, state = model(tokens_BT[:, start:end], state)
             losses_BT = acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1]).double().cpu().numpy()
             positions = slice(start + first_target, end + first_target)
+            known_BT = (stored[:, positions] & BASE_BITS) <= STORE_T
             nats[positions] += losses_BT.sum(0)
-            counts[positions] += ((stored[:, positions] & BASE_BITS) <= STORE_T).sum(0)
+            counts[positions] += known_BT.sum(0)
+            counted = slice(max(0, first_counted - positions.start), None)
+            of_windows[first : first + per_batch, 0] += losses_BT[:, counted].sum(1)
+            of_windows[first : first + per_batch, 1] += known_BT[:, counted].sum(1)
         if on_bases:
             on_bases(stored.size)
-    return nats, counts
-
-
-def limit_bases(intervals: Sequence[Interval], most: int) -> list[Interval]:
-    """Shorten the intervals, each by the same share, until they hold at most so many bases."""
-    total = sum(map(len, intervals))
-    if total <= most:
-        return list(intervals)
-    return [Interval(i.contig, i.start, min(i.end, i.start + max(2, len(i) * most // total))) for i in intervals]
+    return PositionLosses(nats, counts, of_windows)

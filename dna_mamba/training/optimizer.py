@@ -17,6 +17,9 @@ class OptimizerConfig:
     final_rate: float = 1e-5
     warmup_share: float = 0.1
     """Part of the run in which the rate rises linearly from zero."""
+    fewest_warmup_steps: int = 40
+    """Short runs warm up for so many steps, but for no more than half of them: 2 / (1 - beta2), which is how long AdamW's
+    second moments need to be worth dividing by. Source: Ma and Yarats 2021 (arXiv 1910.04209), section 5."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     """On matrices alone: A_log, D, biases, norms and embeddings are exempt."""
@@ -28,6 +31,8 @@ class OptimizerConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"optimizer: {name} {value} must be a positive number")
+        if not 0 <= self.fewest_warmup_steps <= 2**40:
+            raise InputError(f"optimizer: fewest_warmup_steps {self.fewest_warmup_steps} must not be negative")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer: betas {list(self.betas)} must lie in [0, 1)")
         if not math.isfinite(self.weight_decay):
@@ -48,9 +53,13 @@ class OptimizerConfig:
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=self.peak_rate, betas=self.betas, fused=True)
 
+    def warmup_steps(self, num_steps: int) -> int:
+        """Count the steps in which the rate rises."""
+        return max(1, round(self.warmup_share * num_steps), min(self.fewest_warmup_steps, num_steps // 2))
+
     def rate(self, step: int, num_steps: int) -> float:
         """Give the learning rate of a step (counted from 0): linear to the peak, then a cosine to the final rate."""
-        warmup_steps = max(1, round(self.warmup_share * num_steps))
+        warmup_steps = self.warmup_steps(num_steps)
         if step < warmup_steps:
             return self.peak_rate * (step + 1) / warmup_steps
         progress = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)

@@ -54,7 +54,7 @@ def test_plain_and_interpolated_orders_equal_the_slow_implementation(fitted, bot
     letters, store = fitted
     models = MarkovModels.fit(store, [Interval("c", 0, 2000)], both_strands=both_strands, max_order=4)
     test = letters[2000:2400] + "NN" + letters[2400:2600]
-    scores = models.score([np.array(["ACGTN".index(b) for b in test], np.uint8)])
+    scores = models.score([(np.array(["ACGTN".index(b) for b in test], np.uint8), 1)])
     train = [letters[:2000]]
     if both_strands:
         train.append(letters[:2000].translate(str.maketrans("ACGT", "TGCA"))[::-1])

@@ -9,10 +9,11 @@ import torch
 from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import TokenPolicy
+from dna_mamba.data.samples import Stretch
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.evaluate import score_by_context
-from dna_mamba.training.metrics import Score, acgt_losses, limit_bases, loss_by_position, score_regions
+from dna_mamba.training.metrics import Score, acgt_losses, loss_by_position, score_regions
 from tests.conftest import random_letters
 
 
@@ -76,7 +77,7 @@ def test_a_start_token_makes_the_first_base_a_target(model, genome):
 
 @pytest.mark.parametrize("batch_bases", [16, 64, 10_000])
 def test_loss_by_position_equals_windows_one_by_one(model, genome, batch_bases):
-    nats, counts = loss_by_position(
+    nats, counts, of_windows = loss_by_position(
         model, genome, [Interval("c", 450, 700)], TokenPolicy(), window_bases=64, batch_bases=batch_bases
     )
     expected, known = np.zeros(64), np.zeros(64)
@@ -85,6 +86,7 @@ def test_loss_by_position_equals_windows_one_by_one(model, genome, batch_bases):
         expected[1:] += losses * is_known
         known[1:] += is_known
     assert counts.tolist() == known.tolist()
+    assert of_windows.sum(0).tolist() == pytest.approx([expected.sum(), known.sum()], rel=1e-5)
     np.testing.assert_allclose(nats, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -110,6 +112,19 @@ def test_scores_over_other_tokens_do_not_count():
     assert acgt_losses(logits, torch.tensor([[8]])).item() == pytest.approx(math.log(4))
 
 
-def test_limits_take_the_same_share_of_each_region():
-    limited = limit_bases([Interval("a", 0, 100), Interval("b", 50, 350)], 200)
-    assert limited == [Interval("a", 0, 50), Interval("b", 50, 200)]
+def test_a_stretch_is_scored_from_what_is_read_before_it(model, genome):
+    losses, known = losses_by_hand(model, genome, Interval("c", 400, 700))
+    scores = score_regions(model, genome, [Stretch("c", 600, 700, 400)], TokenPolicy(), chunk=37)
+    assert scores.total.num_bases == known[199:].sum() == 100  # loss t is that of base t + 1
+    assert scores.total.nats == pytest.approx(losses[199:].sum(), rel=1e-5)
+
+
+def test_the_interval_of_a_context_row_is_that_of_a_ratio_over_windows(model, genome):
+    row = score_by_context(
+        model, genome, [Interval("c", 1000, 1600)], TokenPolicy(), window_bases=4, bases_per_row=10**6
+    )[1]
+    starts = range(1000, 1600, 4)
+    nats = np.array([losses_by_hand(model, genome, Interval("c", s, s + 4))[0][1:].sum() for s in starts])
+    error = np.std(nats, ddof=1) / np.sqrt(len(nats)) / 2 / math.log(2)  # two bases a window, none of them N
+    middle = row.score.bits_per_base
+    assert (row.low, row.high) == pytest.approx((middle - 1.96 * error, middle + 1.96 * error), rel=1e-4)

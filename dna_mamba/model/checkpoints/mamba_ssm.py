@@ -119,7 +119,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], BackboneConfig, int]:
     file = path / "config.json"
     check_regular(file, "JSON")
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is no checkpoint directory: it has no config.json") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -1,6 +1,5 @@
 """Our model directory: config.json and model.safetensors. Nothing in it is pickled, nothing executes on load."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,12 +15,15 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from dna_mamba.errors import InputError, check_regular, nearest
+from dna_mamba.files import write_bytes
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.mixers.mamba import MambaConfig
 
 FORMAT_VERSION = 1
+TrainedOn = dict[str, list[list[int]]]
+"""Intervals by contig: [start, end], 0-based, end excluded."""
 LANGUAGE_MODEL, CLASSIFIER = "dna-mamba", "dna-mamba-classifier"
 TIED = "lm_head.weight"
 
@@ -72,7 +74,13 @@ def copy_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str) -> No
             state[name].copy_(tensor)
 
 
-def save_pretrained(model: DnaMamba, path: Path, policy: dict[str, Any], trained_bases: int | None = None) -> None:
+def save_pretrained(
+    model: DnaMamba,
+    path: Path,
+    policy: dict[str, Any],
+    trained_bases: int | None = None,
+    trained_on: TrainedOn | None = None,
+) -> None:
     """Write a model directory; each file is replaced whole.
 
     Args:
@@ -80,8 +88,10 @@ def save_pretrained(model: DnaMamba, path: Path, policy: dict[str, Any], trained
         path: The directory; made if it is not there.
         policy: How its training treated N, strands and the ends of windows, as plain values.
         trained_bases: Longest window that it was trained on, if that is known.
+        trained_on: Intervals that it was trained on by contig, 0-based, end excluded, if they are known.
     """
-    about = {"policy": policy} | ({} if trained_bases is None else {"trained_bases": trained_bases})
+    about: dict[str, Any] = {"policy": policy} | ({} if trained_bases is None else {"trained_bases": trained_bases})
+    about |= {} if trained_on is None else {"trained_on": trained_on}
     _save(model, path, {"model_type": LANGUAGE_MODEL, "backbone": asdict(model.config), **about})
 
 
@@ -101,8 +111,8 @@ def _save(model: nn.Module, path: Path, config: dict[str, Any]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     model_type = config.pop("model_type")
     config = {"model_type": model_type, "format_version": FORMAT_VERSION, "checksum": CHECKSUM, **config}
-    _replace(path / "model.safetensors", with_checksum(unshared_tensors(model), config))
-    _replace(path / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+    write_bytes(path / "model.safetensors", with_checksum(unshared_tensors(model), config))
+    write_bytes(path / "config.json", (json.dumps(config, indent=1) + "\n").encode())
 
 
 CHECKSUM = "sha256 in model.safetensors"
@@ -162,22 +172,6 @@ def check_checksum(content: bytes, config: dict[str, Any], where: Path) -> None:
         )
 
 
-def _replace(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.writing")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say the name
-        raise
-
-
 SHIPPED = ("human-4x64",)
 """Models in the package, by name."""
 
@@ -204,7 +198,17 @@ def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, A
         raise InputError(f"{where} lacks the policy (how N, strands and ends of windows were treated)")
     bases = config.get("trained_bases")
     model.trained_bases = bases if type(bases) is int else None
+    model.trained_on = _trained_on(config.get("trained_on"), where)
     return model.eval(), policy
+
+
+def _trained_on(values: Any, where: str) -> TrainedOn | None:
+    if values is None:
+        return None
+    rows = [row for some in values.values() for row in some] if isinstance(values, dict) else [None]
+    if not all(isinstance(row, list) and len(row) == 2 and all(type(x) is int for x in row) for row in rows):
+        raise InputError(f"{where}: trained_on must hold a list of [start, end] for each contig")
+    return values
 
 
 def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceClassifier, dict[str, Any]]:
@@ -232,7 +236,7 @@ def _read(path: Path, model_type: str) -> tuple[dict[str, Any], dict[str, Tensor
     file = path / "config.json"
     check_regular(file, "JSON")
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is no model directory: it has no config.json") from None
     except (OSError, ValueError, RecursionError) as error:

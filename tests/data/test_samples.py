@@ -1,0 +1,67 @@
+"""Samples of held-out bases: what they count, where they lie, and what is read before them."""
+
+import numpy as np
+import pytest
+
+from dna_mamba.data.build import build
+from dna_mamba.data.intervals import Interval
+from dna_mamba.data.samples import Stretch, count_targets, sample
+from dna_mamba.errors import InputError
+from tests.conftest import random_letters
+
+
+@pytest.fixture(scope="module")
+def genome(tmp_path_factory):
+    """Give a contig whose first half is N, as those of hg38's acrocentric chromosomes are, and one of nothing but N."""
+    folder = tmp_path_factory.mktemp("samples")
+    letters = "N" * 50_000 + random_letters(50_000, 1)
+    (folder / "x.fa").write_text(f">v\n{letters}\n>n\n{'N' * 300}\n")
+    return build([folder / "x.fa"], folder / "x.dna")
+
+
+def known_of(genome, stretches):
+    """Count letters of the text, the first that is read left out."""
+    texts = [genome.fetch(one.interval)[1 if one.start == one.read_from else 0 :] for one in stretches]
+    return sum(len(text) - text.count("N") for text in texts)
+
+
+def test_a_sample_counts_known_bases_and_not_the_first_positions(genome):
+    found = sample(genome, [Interval("v", 0, 100_000)], 1000, context=256)
+    assert known_of(genome, found) == 1000
+    assert min(one.start for one in found) >= 50_000 - 1000
+
+
+@pytest.mark.parametrize("most", [2, 100, 999, 7777, 40_000])
+def test_no_more_than_was_asked_for_is_scored_and_nearly_all_of_it(genome, most):
+    intervals = [Interval("v", start, start + 500) for start in range(0, 100_000, 500)]
+    found = sample(genome, intervals, most, context=256)
+    assert most >= known_of(genome, found) >= 0.8 * most - 1
+    assert known_of(genome, found) == count_targets(genome, found).sum()
+
+
+def test_a_sample_is_spread_over_the_part(genome):
+    found = sample(genome, [Interval("v", 50_000, 100_000)], 10_000, context=64)
+    middles = np.array([(one.start + one.end) / 2 for one in found])
+    counts, _ = np.histogram(middles, bins=5, range=(50_000, 100_000))
+    assert len(found) >= 9 and counts.min() >= 1
+
+
+def test_each_base_keeps_its_context(genome):
+    for one in sample(genome, [Interval("v", 50_000, 100_000)], 5000, context=6000):
+        assert one.start - one.read_from == min(6000, one.start - 50_000)
+    for one in sample(genome, [Interval("v", s, s + 4096) for s in range(50_000, 90_000, 4096)], 20_480, context=4096):
+        assert one.read_from == one.start and len(one.interval) == 4096  # whole intervals, none cut to its first bases
+
+
+def test_all_is_scored_where_it_is_not_too_much(genome):
+    intervals = [Interval("v", 0, 100_000), Interval("n", 0, 300)]
+    assert sample(genome, intervals, 50_000, context=10) == [Stretch.of(one) for one in intervals]
+
+
+def test_what_cannot_be_scored_is_refused(genome):
+    with pytest.raises(InputError, match="no base to score"):
+        sample(genome, [Interval("n", 0, 300), Interval("v", 10, 20)], 100, context=10)
+    assert sample(genome, [Interval("v", 49_999, 50_001)], 100, context=10)  # one base, with an N before it
+    with pytest.raises(InputError, match="no base to score"):
+        sample(genome, [Interval("v", 50_000, 50_001)], 100, context=10)
+    assert sample(genome, [Interval("v", 50_000, 50_001)], 100, context=10, start_token=True)
