@@ -1,8 +1,10 @@
 # Shapes: N sequences, T positions, D model width
 """Three lines to a result: `import dna_mamba as dm; model = dm.load("human-4x64"); model.embed("ACGT...")`."""
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dna_mamba.data.vocabulary import A, tokens_of
+from dna_mamba.data.texts import Sequences, texts_of
+from dna_mamba.data.vocabulary import A, T, count_uracil, tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba, ModelState
 from dna_mamba.model.generation import SamplingConfig, generate
@@ -18,16 +21,15 @@ from dna_mamba.model.generation import SamplingConfig, generate
 if TYPE_CHECKING:
     from dna_mamba.pipelines.embed import EmbedConfig
 
-Sequences = str | Sequence[str]
 
-
-def load(path: str | os.PathLike[str], *, device: str = "auto") -> "DnaModel":
+def load(path: str | os.PathLike[str], *, device: str = "auto", rna: bool = False) -> "DnaModel":
     """Load a language model.
 
     Args:
         path: Run directory, model directory, the name of a model in the package (human-4x64), or owner/name on the Hugging
             Face hub.
         device: auto, cpu or cuda. All numbers are float32.
+        rna: Read U of sequences as T; otherwise it is N, as in a FASTA.
 
     Raises:
         InputError: There is no model, it is damaged, or the device is not here.
@@ -36,15 +38,16 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> "DnaModel":
 
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"load({path!r}): expected a directory, or the name of a model")
-    return DnaModel(load_language_model(Path(path), find_device(device)))
+    return DnaModel(load_language_model(Path(path), find_device(device)), rna=rna)
 
 
 class DnaModel(nn.Module):
     """A pretrained language model of DNA; `forward` is the model's own, on token ids."""
 
-    def __init__(self, model: DnaMamba):
+    def __init__(self, model: DnaMamba, *, rna: bool = False):
         super().__init__()
         self.model = model
+        self.rna = rna
 
     @property
     def width(self) -> int:
@@ -67,37 +70,43 @@ class DnaModel(nn.Module):
         """Give vectors of sequences, float32; a sequence of any length is read in full, in pieces with carried state.
 
         Args:
-            sequences: One sequence, or several; letters of either case, U is read as T, IUPAC codes become N.
+            sequences: One sequence (letters of either case, or a Seq or SeqRecord of Biopython), or several; IUPAC codes, and U
+                unless the model was loaded with rna=True, are read as N.
             layer: 0 is the embedding, 1 the first layer, ...; -1 the last, after the final norm.
             pool: mean, last or max over a sequence; window:N the mean of every N bases; none a vector a base.
             strands: both averages with the reverse complement.
 
         Returns:
-            (D,) of one sequence and (N, D) of several; with pool none or window:N (W, D), or a list of them.
+            (D,) of one sequence and (N, D) of several, (0, D) of none; with pool none or window:N (W, D), or a list of them.
 
         Raises:
             InputError: A sequence is empty or no DNA, or there is no such layer or pool.
         """
         from dna_mamba.pipelines.embed import EmbedConfig
 
-        vectors = self._embed(_several(sequences), EmbedConfig(layer=layer, pool=pool, strands=strands))
-        if isinstance(sequences, str):
+        texts, single = texts_of(sequences)
+        vectors = self._embed(texts, EmbedConfig(layer=layer, pool=pool, strands=strands))
+        if single:
             return vectors[0]
-        pooled = pool in ("mean", "last", "max")
-        return np.stack(vectors) if pooled and vectors else vectors
+        if pool not in ("mean", "last", "max"):
+            return vectors
+        return np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
 
     def _embed(self, sequences: Sequence[str], config: "EmbedConfig") -> list[np.ndarray]:
         from dna_mamba.pipelines.embed import embed_tokens
 
-        return embed_tokens(self.model, [_tokens(text) for text in sequences], config)
+        return embed_tokens(self.model, [self._tokens(text) for text in sequences], config)
 
     @torch.no_grad()
     def score(self, sequences: Sequences, *, per_base: bool = False) -> Any:
         """Give log-likelihoods in nats, over A, C, G and T; the first base has no predecessor and is not scored.
 
+        Letters that say no base add nothing to a sum, so sums of sequences with different numbers of them are not to be
+        compared; per base they are NaN, and so is the sum of a sequence in which nothing can be scored.
+
         Args:
             sequences: One sequence, or several.
-            per_base: Give log P of every base after the first instead of their sum; 0 where it is none of A, C, G, T.
+            per_base: Give log P of every base after the first instead of their sum; NaN where it is none of A, C, G, T.
 
         Returns:
             A number, or an array (T - 1,) per base, of one sequence; an array (N,), or a list of arrays, of several.
@@ -109,14 +118,29 @@ class DnaModel(nn.Module):
 
         device = self.model.lm_head.weight.device
         found = []
-        for text in _several(sequences):
-            tokens_BT = torch.from_numpy(_tokens(text))[None].to(device)
-            pieces = losses_in_pieces(self.model, tokens_BT, PIECE)
+        texts, single = texts_of(sequences)
+        for text in texts:
+            tokens_T = self._tokens(text)
+            pieces = losses_in_pieces(self.model, torch.from_numpy(tokens_T)[None].to(device), PIECE)
             log_p = np.concatenate([np.zeros(0), *(-losses_BT[0].double().cpu().numpy() for losses_BT in pieces)])
-            found.append(log_p if per_base else float(log_p.sum()))
-        if isinstance(sequences, str):
+            known = tokens_T[1:] <= T
+            log_p = np.where(known, log_p, np.nan)
+            one_base = len(tokens_T) == 1 and tokens_T[0] <= T  # nothing follows it: an empty sum
+            found.append(log_p if per_base else float(log_p[known].sum()) if known.any() or one_base else math.nan)
+        if single:
             return found[0]
         return found if per_base else np.array(found)
+
+    def _tokens(self, text: str) -> np.ndarray:
+        if not text:
+            raise InputError("a sequence is empty; give at least one base")
+        try:
+            tokens = tokens_of(text, self.rna).copy()
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if not self.rna and (number := count_uracil(text)):
+            warnings.warn(f"{number:,} letters U are read as N; load(..., rna=True) reads them as T", stacklevel=4)
+        return tokens
 
     def generate(
         self,
@@ -144,28 +168,14 @@ class DnaModel(nn.Module):
             InputError: The prompt is empty or no DNA, or a number is out of range.
         """
         config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        prompt_T = torch.from_numpy(_tokens(prompt))
+        texts, single = texts_of(prompt)
+        if not single:
+            raise InputError("generate takes one prompt; call it for each")
+        prompt_T = torch.from_numpy(self._tokens(texts[0]))
+        if not bool((prompt_T <= T).any()):
+            raise InputError("the prompt holds no A, C, G or T; give at least one base")
         drawn = generate(self.model, prompt_T, length, num_sequences=num, config=config, seed=seed)
         return ["".join("ACGT"[token - A] for token in tokens_T.tolist()) for tokens_T in drawn.tokens_BT]
 
 
 PIECE = 2**14
-
-
-def _several(sequences: Sequences) -> list[str]:
-    if isinstance(sequences, str):
-        return [sequences]
-    if isinstance(sequences, bytes) or not isinstance(sequences, Iterable):
-        raise InputError(f"sequences are {type(sequences).__name__}, expected letters of DNA, or a list of them")
-    return list(sequences)
-
-
-def _tokens(text: str) -> np.ndarray:
-    if not isinstance(text, str):
-        raise InputError(f"a sequence is {type(text).__name__}, expected letters of DNA")
-    if not text:
-        raise InputError("a sequence is empty; give at least one base")
-    try:
-        return tokens_of(text).copy()
-    except ValueError as error:
-        raise InputError(str(error)) from error

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,43 +39,18 @@ Many = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
-def _progress_of_packing() -> tuple[Callable[[int, int], None], Any]:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+def _progress_of_packing() -> tuple[Any, Any]:
+    from dna_mamba.progress import Packing
 
-    progress = Progress(
-        TextColumn("packing"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=stderr, transient=True,
-        disable=not stderr.is_terminal,
-    )  # fmt: skip
-    task = progress.add_task("packing", total=None)
-
-    def update(done: int, total: int) -> None:
-        progress.start()
-        progress.update(task, completed=done, total=total)
-        if done == total:
-            progress.stop()
-
-    return update, progress
+    packing = Packing(stderr)
+    return packing, packing
 
 
-def _progress_of_bases() -> tuple[Callable[[int, int], None], Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
+def _progress_of_bases(what: str = "reading") -> tuple[Any, Any]:
+    from dna_mamba.progress import Reading
 
-    class Speed(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(f"{task.speed or 0:,.0f} bases/s")
-
-    progress = Progress(
-        TextColumn("reading"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn(), console=stderr,
-        transient=True, disable=not stderr.is_terminal,
-    )  # fmt: skip
-    task = progress.add_task("reading", total=None)
-
-    def advance(bases: int, total: int) -> None:
-        progress.start()
-        progress.update(task, advance=bases, total=total)
-
-    return advance, progress
+    reading = Reading(stderr, what)
+    return reading, reading
 
 
 def _warn(words: str) -> None:
@@ -155,17 +130,21 @@ def show(genome: Path, region: str, /, *, reverse_complement: Flag = False) -> N
     reverse_complement
         Print the other strand.
     """
-    from dna_mamba.data.build import can_fetch_indexed, fetch_indexed, open_genome
-    from dna_mamba.data.intervals import Interval, parse_region
+    from dataclasses import replace
 
-    interval = parse_region(region)
-    interval = Interval(interval.contig, interval.start, interval.end, "-" if reverse_complement else "+")
+    from dna_mamba.data.build import can_fetch_indexed, fetch_indexed, indexed_lengths, open_genome
+    from dna_mamba.data.intervals import parse_region
+
+    strand = "-" if reverse_complement else "+"
     if can_fetch_indexed(genome):
+        interval = replace(parse_region(region, indexed_lengths(genome)), strand=strand)
         bases = fetch_indexed(genome, interval)
     else:
         update, progress = _progress_of_packing()
         with progress:
-            bases = open_genome(genome, verify=False, on_progress=update, warn=_warn).fetch(interval)
+            opened = open_genome(genome, verify=False, on_progress=update, warn=_warn)
+        interval = replace(opened.region(region), strand=strand)
+        bases = opened.fetch(interval)
     print(f">{interval}")
     for start in range(0, len(bases), 60):
         print(bases[start : start + 60])
@@ -324,6 +303,7 @@ def pretrain(
     length_warmup: str | None = None,
     window_rule: str | None = None,
     max_n: float | None = None,
+    rna: Flag = False,
     num_workers: int | None = None,
     piece_len: str | None = None,
     device: str | None = None,
@@ -369,6 +349,8 @@ def pretrain(
         mamba, hyenadna or tile.
     max_n
         Largest share of N in a window.
+    rna
+        Read U of files as T; otherwise U is N.
     num_workers
         Processes that read windows; by default 2 on a GPU and 0 on a CPU.
     piece_len
@@ -409,7 +391,7 @@ def pretrain(
         raise InputError("--out needs the name of a directory for the run, such as runs/first")
     flags = {
         "data": {"genome": genome, "split": split, "valid": valid or None, "test": test or None,
-                 "window_rule": window_rule, "max_n": max_n, "num_workers": num_workers},
+                 "window_rule": window_rule, "max_n": max_n, "num_workers": num_workers, "rna": rna or None},
         "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup},
         "device": device, "precision": precision, "seed": seed,
     }  # fmt: skip
@@ -589,7 +571,7 @@ def evaluate(
     test: Many = (),
     region: Many = (),
     window: int = 8192,
-    max_bases: int = 10_000_000,
+    max_bases: int = 2**24,
     device: str = "auto",
     out: Path | None = None,
     json: Flag = False,
@@ -611,11 +593,11 @@ def evaluate(
     test
         Regions or contigs that make up test, instead of the recorded split.
     region
-        Score these regions (1-based) and no split.
+        Score these regions (1-based, as in samtools: chr20:9000001-9100000, chr20:9000001-, chr20) and no split.
     window
         Longest left context in the table of loss against context, in bases.
     max_bases
-        Score at most so many bases.
+        Score at most so many A, C, G and T, spread evenly over the part.
     device
         auto, cpu or cuda; always float32.
     out
@@ -626,15 +608,18 @@ def evaluate(
     from dna_mamba.pipelines import evaluate as pipeline
     from dna_mamba.pipelines import reports
 
-    update, _ = _progress_of_packing()
-    result = pipeline.run(
-        pipeline.EvaluateConfig(
-            model=model, genome=genome, split=split, split_file=split_file, valid=valid, test=test, regions=region,
-            window_bases=window, max_bases=max_bases, device=device, out=out,
-        ),
-        on_progress=update,
-        warn=_warn,
-    )  # fmt: skip
+    update, progress = _progress_of_packing()
+    advance, reading = _progress_of_bases("scoring")
+    with progress, reading:
+        result = pipeline.run(
+            pipeline.EvaluateConfig(
+                model=model, genome=genome, split=split, split_file=split_file, valid=valid, test=test, regions=region,
+                window_bases=window, max_bases=max_bases, device=device, out=out,
+            ),
+            on_progress=update,
+            warn=_warn,
+            on_bases=advance,
+        )  # fmt: skip
     if json:
         _print_json(reports.evaluation_as_dict(result))
     else:
@@ -761,15 +746,21 @@ def species(
         return
     from dna_mamba.pipelines import finetune_species as pipeline
     from dna_mamba.pipelines import reports, run_directory
+    from dna_mamba.progress import Line
 
     update, progress = _progress_of_packing()
-    with progress:
+    with progress, Line(stderr, "training") as line:
         if dry_run:
             print(pipeline.plan_as_text(resolved, on_progress=update, warn=_warn))
             return
+
+        def on_step(step: Any, total: int) -> None:
+            parts = [f"step {step.step:,}/{total:,}", f"loss {step.loss:.3f}", f"windows of {step.window_bases:,}"]
+            line.update(step.step, total, parts=parts)
+
         result = pipeline.run(
             resolved, out or run_directory.next_free("finetune"), resume=resume, overwrite=overwrite, on_progress=update,
-            say=_say, warn=_warn,
+            say=_say, warn=_warn, on_step=on_step,
         )  # fmt: skip
     if json:
         _print_json(reports.finetune_as_dict(result))
@@ -789,6 +780,7 @@ def classify(
     genome: str | None = None,
     window: int | None = None,
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
+    rna: Flag = False,
     device: str = "auto",
     json: Flag = False,
 ) -> None:
@@ -806,6 +798,8 @@ def classify(
         A row for each window of so many bases; the model answers best at the length it was trained at.
     out
         Write the table to this TSV file; without it, to stdout.
+    rna
+        Read U of files as T; otherwise U is N.
     device
         auto, cpu or cuda; always float32.
     json
@@ -822,13 +816,15 @@ def classify(
         print("\t".join(pipeline.cells_of(row)))
 
     config = pipeline.ClassifyConfig(
-        model=model, sequences=sequences, genome=genome, window_bases=window, out=out, device=device
+        model=model, sequences=sequences, genome=genome, window_bases=window, out=out, rna=rna, device=device
     )
     update, progress = _progress_of_packing()
-    with progress:
+    advance, reading = _progress_of_bases()
+    with progress, reading:
         result = pipeline.run(
-            config, on_labels=None if out else show_labels, on_row=None if out else show, on_progress=update, warn=_warn
-        )
+            config, on_labels=None if out else show_labels, on_row=None if out else show, on_progress=update, warn=_warn,
+            on_bases=advance if out else None,
+        )  # fmt: skip
     if json:
         _print_json({"out": str(out), "rows": result.num_rows, "bases": result.num_bases, "counts": result.counts,
                      "bases_per_second": result.num_bases / max(result.seconds, 1e-9)})  # fmt: skip
@@ -850,6 +846,7 @@ def embed(
     strands: Literal["forward", "both"] = "forward",
     window: int | None = None,
     shard: str = "1/1",
+    rna: Flag = False,
     device: str = "auto",
     json: Flag = False,
 ) -> None:
@@ -878,6 +875,8 @@ def embed(
         Cut the input into windows of so many bases first, each read without the bases before it.
     shard
         i/n: embed the i-th of n shares, on one of n machines; joined in order they are the one run, to the bit.
+    rna
+        Read U of files as T; otherwise U is N.
     device
         auto, cpu or cuda; always float32.
     json
@@ -890,7 +889,7 @@ def embed(
         raise InputError(f"--shard {shard!r} is not i/n, such as 1/4")
     config = pipeline.EmbedRunConfig(
         model=model, sequences=sequences, out=out, genome=genome, window_bases=window, device=device,
-        embed=pipeline.EmbedConfig(layer=layer, pool=pool, strands=strands), shard=(int(number), int(of)),
+        embed=pipeline.EmbedConfig(layer=layer, pool=pool, strands=strands), shard=(int(number), int(of)), rna=rna,
     )  # fmt: skip
     update, progress = _progress_of_packing()
     advance, reading = _progress_of_bases()
@@ -920,7 +919,9 @@ def score(
     right: int = 512,
     strands: Literal["forward", "both"] = "forward",
     distance: Flag = False,
+    prefix: str = "DM",
     skip_mismatches: Flag = False,
+    rna: Flag = False,
     device: str = "auto",
     json: Flag = False,
 ) -> None:
@@ -944,8 +945,13 @@ def score(
         both averages with the score on the other strand.
     distance
         Add DMDIST, the distance between the mean vectors of ALT and REF with their flank.
+    prefix
+        Of the names of the INFO fields and columns; another one keeps the scores of an earlier run.
     skip_mismatches
-        Pass over records whose REF is not in the genome, instead of stopping.
+        Pass over records whose REF is not in the genome (ref_mismatch) or that are on none of its contigs (no_contig), instead
+        of stopping.
+    rna
+        Read U of files as T; otherwise U is N.
     device
         auto, cpu or cuda; always float32.
     json
@@ -955,7 +961,7 @@ def score(
 
     config = pipeline.ScoreConfig(
         model=model, variants=variants, genome=genome, out=out, left=_left(left), right=right, strands=strands,
-        distance=distance, skip_mismatches=skip_mismatches, device=device,
+        distance=distance, skip_mismatches=skip_mismatches, prefix=prefix, rna=rna, device=device, command=_command(),
     )  # fmt: skip
     update, progress = _progress_of_packing()
     advance, reading = _progress_of_bases()
@@ -968,6 +974,12 @@ def score(
     else:
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(result.status_counts.items()))
         print(f"{result.num_records:,} records ({counts}) in {result.seconds:,.0f} s -> {out}")
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["dna-mamba", *sys.argv[1:]])
 
 
 def _left(text: str) -> int | None:
@@ -988,6 +1000,7 @@ def mutate(
     left: str = "16384",
     right: int = 512,
     strands: Literal["forward", "both"] = "forward",
+    rna: Flag = False,
     device: str = "auto",
     json: Flag = False,
 ) -> None:
@@ -1011,6 +1024,8 @@ def mutate(
         Bases of right flank that are scored with each substitution.
     strands
         both averages with the score on the other strand.
+    rna
+        Read U of files as T; otherwise U is N.
     device
         auto, cpu or cuda; always float32.
     json
@@ -1020,11 +1035,12 @@ def mutate(
 
     config = pipeline.MutateConfig(
         model=model, genome=genome, region=region, out=out, picture=picture, left=_left(left), right=right,
-        strands=strands, device=device,
+        strands=strands, rna=rna, device=device,
     )  # fmt: skip
     update, progress = _progress_of_packing()
-    with progress:
-        result = pipeline.run(config, say=_say, on_progress=update, warn=_warn)
+    advance, reading = _progress_of_bases()
+    with progress, reading:
+        result = pipeline.run(config, say=_say, on_progress=update, warn=_warn, on_bases=advance)
     where = " and ".join(str(path) for path in (out, picture) if path is not None)
     substitutions = 3 * sum(base in "ACGT" for base in result.letters)
     if json:
@@ -1045,6 +1061,7 @@ def track(
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     picture: Path | None = None,
     left: int = 16384,
+    rna: Flag = False,
     device: str = "auto",
     json: Flag = False,
 ) -> None:
@@ -1064,6 +1081,8 @@ def track(
         PNG file.
     left
         Bases read before each region, as context.
+    rna
+        Read U of files as T; otherwise U is N.
     device
         auto, cpu or cuda; always float32.
     json
@@ -1072,11 +1091,12 @@ def track(
     from dna_mamba.pipelines import track as pipeline
 
     config = pipeline.TrackConfig(
-        model=model, genome=genome, regions=region, out=out, picture=picture, left=left, device=device
+        model=model, genome=genome, regions=region, out=out, picture=picture, left=left, rna=rna, device=device
     )
     update, progress = _progress_of_packing()
-    with progress:
-        result = pipeline.run(config, say=_say, on_progress=update, warn=_warn)
+    advance, reading = _progress_of_bases()
+    with progress, reading:
+        result = pipeline.run(config, say=_say, on_progress=update, warn=_warn, on_bases=advance)
     where = " and ".join(str(path) for path in (out, picture) if path is not None)
     if json:
         _print_json(
@@ -1098,6 +1118,7 @@ def generate(
     top_k: int = 4,
     top_p: float = 1.0,
     seed: int = 0,
+    rna: Flag = False,
     device: str = "auto",
     out: Annotated[Path | None, Parameter(alias="-o")] = None,
     json: Flag = False,
@@ -1122,6 +1143,8 @@ def generate(
         Draw from the fewest bases that together have this probability.
     seed
         The same seed gives the same sequences: number k depends on the seed and k, not on how many are drawn.
+    rna
+        Read U of files as T; otherwise U is N.
     device
         auto, cpu or cuda; always float32.
     out
@@ -1135,7 +1158,7 @@ def generate(
     from dna_mamba.pipelines import generate as pipeline
 
     config = pipeline.GenerateConfig(
-        model=model, prompt=prompt, length=length, num=num, seed=seed, device=device, out=out,
+        model=model, prompt=prompt, length=length, num=num, seed=seed, rna=rna, device=device, out=out,
         sampling=SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p),
     )  # fmt: skip
     update, progress = _progress_of_packing()
@@ -1209,15 +1232,19 @@ def export(
 def _print_checkpoint(result: Any, word: str, json: bool) -> None:
     if json:
         _print_json({"out": str(result.out), "format": result.format, "parameters": result.num_parameters,
-                     "largest_difference_of_logits": result.largest_difference})  # fmt: skip
+                     "largest_difference_of_logits": result.largest_difference,
+                     "against_transformers": result.against_transformers, "remarks": list(result.remarks)})  # fmt: skip
         return
     print(f"{result.num_parameters:,} parameters {word} {result.format} -> {result.out}")
-    if result.largest_difference is None:
-        print("not compared: transformers is not installed")
-    else:
+    print(
+        f"largest difference of a logit from the equations in float64, over the largest logit: {result.largest_difference:.2g}"
+    )
+    if result.against_transformers is not None:
         print(
-            f"largest difference of a logit from transformers' own model on 512 bases: {result.largest_difference:.2g}"
+            f"largest difference of a logit from transformers' own model on 512 bases: {result.against_transformers:.2g}"
         )
+    for remark in result.remarks:
+        _warn(remark)
 
 
 @simulate_app.command
@@ -1692,14 +1719,26 @@ def _on_signal(number: int, frame: Any) -> None:
 def main() -> None:
     """Run a command; turn errors into one line and an exit code: 2 the user's input, 3 our checks, 128 + N signals."""
     before = signals.take(_on_signal)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the locale cannot write is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         _run()
     except TerminatedError as error:
         name = signal.Signals(error.number).name
-        words = "what is saved is whole. Begin again with the same command; a run that had begun goes on with --resume"
-        _fail(f"stopped by {name}; {words}", 128 + error.number)
+        _fail(f"stopped by {name}; {_how_to_go_on()}", 128 + error.number)
     finally:
         signals.give_back(before)
+
+
+def _how_to_go_on() -> str:
+    """Say what is left of a command that was ended: runs go on, embedding goes on by itself, all else begins again."""
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if command in ("pretrain", "finetune"):
+        return "what is saved is whole. If the run had begun, it goes on with the same --out and --resume"
+    if command == "embed":
+        return "what is done is kept: the same command goes on from there"
+    return "nothing was left half-written; begin again with the same command"
 
 
 def _negative_numbers_as_values(words: Sequence[str]) -> list[str]:

@@ -9,27 +9,21 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from dna_mamba.api import DnaModel, load
+from dna_mamba.data.texts import is_used_up_by_reading, texts_of
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines.embed import EmbedConfig, num_rows_of
 
 
 def _strings(X: Any) -> list[str]:
-    if isinstance(X, str):
-        raise InputError("X is one string; give a list of sequences")
-    if hasattr(X, "columns"):  # a table, of pandas or polars
-        if len(X.columns) != 1:
-            raise InputError(
-                f"X has the columns {', '.join(map(str, X.columns))[:100]}; give the one that holds sequences"
-            )
-        X = X[X.columns[0]]
-    rows = X.tolist() if isinstance(X, np.ndarray) else list(X)
-    rows = [row[0] if isinstance(row, list | tuple) and len(row) == 1 else row for row in rows]
-    for number, row in enumerate(rows):
-        if not isinstance(row, str):
-            raise InputError(
-                f"X[{number}] is {type(row).__name__}, expected a sequence as a string; take missing ones out"
-            )
-    return rows
+    texts, single = texts_of(X, "X")
+    if single:
+        raise InputError("X is one sequence; give a list of sequences")
+    return texts
+
+
+def _refuse_iterator(X: Any, what: str) -> None:
+    if is_used_up_by_reading(X):
+        raise InputError(f"X is a {type(X).__name__}, which {what} would use up; give a list")
 
 
 class Embedder(TransformerMixin, BaseEstimator):
@@ -42,6 +36,7 @@ class Embedder(TransformerMixin, BaseEstimator):
             are laid side by side.
         strands: forward, or both for the average with the reverse complement.
         device: auto, cpu or cuda; of a loaded model its own.
+        rna: Read U as T; of a loaded model its own.
     """
 
     def __init__(
@@ -52,12 +47,14 @@ class Embedder(TransformerMixin, BaseEstimator):
         pool: str = "mean",
         strands: str = "forward",
         device: str = "auto",
+        rna: bool = False,
     ):
         self.model = model
         self.layer = layer
         self.pool = pool
         self.strands = strands
         self.device = device
+        self.rna = rna
 
     def fit(self, X: Iterable[str], y: Any = None) -> "Embedder":
         """Load the model; nothing is learned from X, except the length of its sequences for pool none and window:N.
@@ -65,6 +62,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         Raises:
             InputError: The model, layer, pool or strands is at fault, or lengths differ where they must not.
         """
+        _refuse_iterator(X, "fit")
         config = EmbedConfig(layer=self.layer, pool=self.pool, strands=self.strands)
         sequences, num_windows = _strings(X), 1
         if config.window is not None:
@@ -76,12 +74,19 @@ class Embedder(TransformerMixin, BaseEstimator):
                 )
             self.length_ = lengths.pop()
             num_windows = num_rows_of(config, self.length_)
-        self.model_ = self.model if isinstance(self.model, DnaModel) else load(self.model, device=self.device)
+        self.model_ = (
+            self.model if isinstance(self.model, DnaModel) else load(self.model, device=self.device, rna=self.rna)
+        )
         config.layer_of(self.model_.model)
         self.config_ = config
         self.n_windows_ = num_windows
         self.n_features_out_ = self.model_.width * num_windows
         return self
+
+    def fit_transform(self, X: Iterable[str], y: Any = None, **options: Any) -> np.ndarray:
+        """Fit and transform the same sequences, read once: X may be a generator."""
+        X = list(X) if is_used_up_by_reading(X) else X
+        return self.fit(X, y).transform(X)
 
     def transform(self, X: Iterable[str]) -> np.ndarray:
         """Give vectors (N, D), float32; (N, W D) of W windows or bases.
@@ -90,7 +95,10 @@ class Embedder(TransformerMixin, BaseEstimator):
             InputError: X holds something else than sequences, or, for pool none and window:N, not of the length of `fit`.
         """
         check_is_fitted(self)
+        used_up = is_used_up_by_reading(X)
         sequences = _strings(X)
+        if used_up and not sequences:
+            raise InputError("X gave nothing: was it read before? A generator or map gives its items once; give a list")
         if self.config_.window is not None:
             for number, sequence in enumerate(sequences):
                 if len(sequence) != self.length_:

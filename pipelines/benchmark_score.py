@@ -10,17 +10,15 @@ import torch
 
 from dna_mamba.data.examples import giab_variants
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.variants import allele_status, read_vcf
+from dna_mamba.data.variants import allele_status, core_of, read_vcf
 from dna_mamba.data.vocabulary import A, tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import from_pretrained
 from dna_mamba.model.generation import ACGT
 from dna_mamba.pipelines.benchmark import BenchResult, make_result
-from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.score_variants import score_variants
-from dna_mamba.pipelines.sequences import find_device
+from dna_mamba.pipelines.score_variants import score_records
+from dna_mamba.pipelines.sequences import find_device, load_language_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +68,7 @@ def run(config: ScoreBenchConfig, *, on_phase: Callable[[str], None] | None = No
     """Score a sample from scratch and all records by one pass, and compare times and scores."""
     say = on_phase or (lambda words: None)
     device = find_device(config.device)
-    directory, _ = find_model(Path(config.model))
-    model, _ = from_pretrained(directory)
-    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
+    model = load_language_model(Path(config.model), device)
     genome = load_genome(config.genome)
     file = read_vcf(Path(config.variants) if config.variants else giab_variants())
     usable = [
@@ -89,27 +85,27 @@ def run(config: ScoreBenchConfig, *, on_phase: Callable[[str], None] | None = No
     for variant, alt in alleles:
         start, end = variant.start, variant.start + len(variant.ref)
         length = genome.contig(variant.contig).length
-        before = genome.tokens(Interval(variant.contig, start - config.left, start))
-        flank = genome.tokens(Interval(variant.contig, end, min(end + config.right, length)))
-        for letters in (alt, variant.ref):
-            rows.append(np.concatenate([before, tokens_of(letters), flank]))
+        core = core_of(genome, variant.contig, start, genome.fetch(Interval(variant.contig, start, end)), alt)
+        whole = genome.tokens(Interval(variant.contig, 0, length))
+        start, end = core.start, core.start + core.ref_bases
+        before, flank = whole[start - config.left : start], whole[end : end + config.right]
+        for tokens in (tokens_of(core.alt), whole[start:end]):
+            rows.append(np.concatenate([before, tokens, flank]))
             context.append(config.left)
     for some_left in (64, None):  # compiles
-        score_variants(model, genome, file.variants[:64], set(), left=some_left, right=config.right)
+        score_records(model, genome, file.variants[:64], left=some_left, right=config.right)
     _from_scratch(model, [row[-100:] for row in rows[:2]], [2, 2], 2)
     say(f"{len(alleles)} alleles from scratch")
     started = time.perf_counter()
     scratch = _from_scratch(model, rows, context, config.batch)
     seconds_scratch = (time.perf_counter() - started) / len(alleles)
     say("the same alleles, forked after the same context")
-    forked = score_variants(model, genome, chosen, set(), left=config.left, right=config.right)
-    ratios = np.array([one.ratio for some in forked for one in some], np.float64)
+    ratios = score_records(model, genome, chosen, left=config.left, right=config.right)
     difference = float(np.abs(ratios - (scratch[0::2] - scratch[1::2])).max())
     say(f"all {len(file.variants):,} records, one pass from the first base of the contig")
     started = time.perf_counter()
-    scores = score_variants(model, genome, file.variants, set(), left=None, right=config.right)
+    scored = len(score_records(model, genome, file.variants, left=None, right=config.right))
     seconds = time.perf_counter() - started
-    scored = sum(one.ratio is not None for some in scores for one in some)
     return make_result(
         f"variant scores, {model.config.size}, left {config.left:,} and right {config.right:,}",
         device,

@@ -1,9 +1,12 @@
 # Shapes: T positions, V vocabulary
 """Checkpoints of others: read into our format, written in theirs, and compared with transformers' own model."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -11,11 +14,13 @@ from torch import Tensor
 
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.vocabulary import A
-from dna_mamba.errors import InputError
+from dna_mamba.errors import InputError, check_regular
 from dna_mamba.files import json_text, whole_directory
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.certificate import naive_logits
 from dna_mamba.model.checkpoints.mamba_ssm import (
     FORMATS,
+    SIDE_FILE,
     TRANSFORMERS,
     config_for,
     import_checkpoint,
@@ -24,9 +29,12 @@ from dna_mamba.model.checkpoints.mamba_ssm import (
     tensors_for,
 )
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
+from dna_mamba.pipelines.config_files import read_config as read_values
 from dna_mamba.pipelines.evaluate import find_model
 
-PROBE_BASES = 512
+PROBE_BASES, CERTIFIED_BASES = 512, 200
+LARGEST_DIFFERENCE = 1e-3
+"""Of a logit, over the largest of all: float32 against float64 differs by some 1e-5."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +68,13 @@ class CheckpointResult:
     format: str
     """Of the other side."""
     num_parameters: int
-    largest_difference: float | None
-    """Of logits on a probe sequence, ours against transformers' model; none where transformers is not installed."""
+    largest_difference: float
+    """Of logits on a probe sequence, over the largest: our model in float32 against a naive forward of the other side's own
+    tensors in float64."""
+    against_transformers: float | None
+    """The same against transformers' model; none where it could not be compared."""
+    remarks: tuple[str, ...]
+    """What was noticed beside, and why there is no comparison with transformers."""
 
 
 def _new_directory(out: Path) -> None:
@@ -77,27 +90,33 @@ def import_model(config: ImportConfig) -> CheckpointResult:
     """
     _new_directory(config.out)
     found = import_checkpoint(config.checkpoint, config.token_ids)
-    difference = _against_transformers(found.model, config.checkpoint, found.format, config.token_ids)
-    if difference is not None and not difference < 1e-2:
+    eps = found.model.config.norm_eps
+    difference = _certificate(found.model, found.tensors, config.token_ids, eps)
+    if not difference < LARGEST_DIFFERENCE:
         raise InputError(
-            f"{config.checkpoint}: logits differ by {difference:.3g} from those of transformers; nothing was written"
+            f"{config.checkpoint}: logits differ by {difference:.3g} from those of its own tensors by the equations of Mamba; "
+            f"nothing was written"
         )
-    whole_directory(config.out, lambda path: save_pretrained(found.model, path, asdict(TokenPolicy())))
+    policy, about = _side_file(config.checkpoint)
+    whole_directory(config.out, lambda path: save_pretrained(found.model, path, asdict(policy), **about))
+    against, remark = _against_transformers(found.model, config.checkpoint, found.format, config.token_ids)
     return CheckpointResult(
-        out=config.out, format=found.format, num_parameters=found.model.num_parameters(), largest_difference=difference
-    )
+        out=config.out, format=found.format, num_parameters=found.model.num_parameters(), largest_difference=difference,
+        against_transformers=against, remarks=(*remark, *_share_of_no_tokens(found.model)),
+    )  # fmt: skip
 
 
 def export_model(config: ExportConfig) -> CheckpointResult:
-    """Write a model as state-spaces/mamba or transformers reads it.
+    """Write a model as state-spaces/mamba or transformers reads it, and beside it what their configurations have no place for.
 
     Raises:
         InputError: There is no model, it cannot be written so, or the output exists.
     """
     _new_directory(config.out)
     directory, _ = find_model(config.model)
-    model, _ = from_pretrained(directory)
+    model, policy = from_pretrained(directory)
     values, tensors = config_for(model, config.format), tensors_for(model, config.format)
+    about = {"policy": policy, "trained_bases": model.trained_bases, "trained_on": model.trained_on}
 
     def write(path: Path) -> None:
         path.mkdir()
@@ -105,26 +124,93 @@ def export_model(config: ExportConfig) -> CheckpointResult:
         if config.format != TRANSFORMERS:
             torch.save(tensors, path / "pytorch_model.bin")  # the one file that its from_pretrained reads
         (path / "config.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
+        (path / SIDE_FILE).write_text(json_text(about, indent=1) + "\n", encoding="utf-8")
 
     whole_directory(config.out, write)
-    difference = _against_transformers(model, config.out, config.format, None)
+    written = import_checkpoint(config.out)
+    difference = _certificate(model, written.tensors, None, model.config.norm_eps)
+    against, remark = _against_transformers(model, config.out, config.format, None)
+    if policy.get("start_token"):
+        remark = (
+            *remark,
+            "the model was trained with a start token (id 2) before each window, which others must write too",
+        )
     return CheckpointResult(
-        out=config.out, format=config.format, num_parameters=model.num_parameters(), largest_difference=difference
-    )
+        out=config.out, format=config.format, num_parameters=model.num_parameters(), largest_difference=difference,
+        against_transformers=against, remarks=(*remark, *_share_of_no_tokens(model)),
+    )  # fmt: skip
+
+
+def _side_file(checkpoint: Path) -> tuple[TokenPolicy, dict[str, Any]]:
+    """Read what export wrote beside a checkpoint: policy, longest window and intervals of its training."""
+    path = checkpoint / SIDE_FILE
+    if not path.exists():
+        return TokenPolicy(), {}
+    check_regular(path, "JSON")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        bases, on = values.get("trained_bases"), values.get("trained_on")
+        if not (bases is None or type(bases) is int) or not (on is None or isinstance(on, dict)):
+            raise ValueError("a value of a wrong type")
+        return read_values(TokenPolicy, values["policy"], str(path)), {"trained_bases": bases, "trained_on": on}
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}); move it away to import the weights alone") from error
+
+
+def _probe(token_ids: tuple[int, ...] | None, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give a sequence of A, C, G, T and N as our ids and as those of a checkpoint."""
+    ids = torch.tensor(token_ids if token_ids is not None else range(A, A + 5))
+    probe_T = torch.randint(0, 5, (length,), generator=torch.Generator().manual_seed(0))
+    return probe_T + A, ids[probe_T]
 
 
 @torch.no_grad()
-def _against_transformers(model: DnaMamba, path: Path, kind: str, token_ids: tuple[int, ...] | None) -> float | None:
-    """Give the largest difference of logits on random bases, the checkpoint read by transformers where it can be."""
-    if find_spec("transformers") is None:
-        return None
+def _certificate(
+    model: DnaMamba, tensors: Mapping[str, Tensor], token_ids: tuple[int, ...] | None, eps: float
+) -> float:
+    """Give the largest difference of a logit of A, C, G, T and N from the naive forward of the tensors, in float64."""
+    ours_T, theirs_T = _probe(token_ids, CERTIFIED_BASES)
+    ids = list(token_ids if token_ids is not None else range(A, A + 5))
     try:
-        return _difference(model, path, kind, token_ids)
-    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OSError) as error:
+        expected_TV = naive_logits(tensors, theirs_T, eps)[:, ids]
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"the tensors are not those of a Mamba by its equations: {error}") from error
+    given_TV = model.use_implementation("cpu")(ours_T[None])[0][0, :, A : A + 5]
+    scale = max(1.0, float(expected_TV.abs().max()))
+    return float((given_TV.double() - expected_TV).abs().max()) / scale
+
+
+@torch.no_grad()
+def _share_of_no_tokens(model: DnaMamba) -> tuple[str, ...]:
+    """Say so where rows of the head that are no base take a share of the probability: others count them in losses."""
+    ours_T, _ = _probe(None, CERTIFIED_BASES)
+    share_TV = model.use_implementation("cpu")(ours_T[None])[0][0].softmax(-1)
+    share = float(1 - share_TV[:, A : A + 5].sum(-1).mean())
+    if share < 1e-3:
+        return ()
+    return (
+        f"{share:.0%} of the probability lies on the rows that are no base (it was trained little, or import filled rows with "
+        f"zeros, and the head is tied): our numbers count A, C, G and T alone, but losses and generate of transformers and "
+        f"mamba_ssm count all 16 rows",
+    )
+
+
+def _against_transformers(
+    model: DnaMamba, path: Path, kind: str, token_ids: tuple[int, ...] | None
+) -> tuple[float | None, tuple[str, ...]]:
+    """Give the largest difference of logits from transformers' model, or why there is none: never a reason to stop."""
+    if find_spec("transformers") is None:
+        return None, ()
+    try:
+        return _difference(model, path, kind, token_ids), ()
+    except Exception as error:  # whatever that package, or one that it loads, runs into here
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: transformers cannot read it, so it cannot be compared: {first[:200]}") from error
+        return None, (f"not compared with transformers, which could not run it here: {first[:200]}",)
 
 
+@torch.no_grad()
 def _difference(model: DnaMamba, path: Path, kind: str, token_ids: tuple[int, ...] | None) -> float:
     from transformers import MambaConfig, MambaForCausalLM
     from transformers.utils import logging
@@ -142,9 +228,10 @@ def _difference(model: DnaMamba, path: Path, kind: str, token_ids: tuple[int, ..
         tensors = {
             name.replace("embedding.", "embeddings."): tensor.float() for name, tensor in read_tensors(path).items()
         }
+        tensors.setdefault("lm_head.weight", tensors["backbone.embeddings.weight"])  # tied heads may be stored once
         theirs.load_state_dict(tensors, strict=True)
-    ids = torch.tensor(token_ids if token_ids is not None else range(A, A + 5))
-    probe_T = torch.randint(0, 5, (PROBE_BASES,), generator=torch.Generator().manual_seed(0))
-    expected_TV: Tensor = theirs.eval()(ids[probe_T][None], use_cache=False).logits[0][:, ids]
-    given_TV = model.use_implementation("cpu")(probe_T[None] + A)[0][0, :, A : A + 5]
+    ids = list(token_ids if token_ids is not None else range(A, A + 5))
+    ours_T, theirs_T = _probe(token_ids, PROBE_BASES)
+    expected_TV: Tensor = theirs.eval()(theirs_T[None], use_cache=False).logits[0][:, ids]
+    given_TV = model.use_implementation("cpu")(ours_T[None])[0][0, :, A : A + 5]
     return float((given_TV - expected_TV).abs().max())

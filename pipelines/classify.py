@@ -13,16 +13,20 @@ from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.vocabulary import A
+from dna_mamba.data.windows import known_bases
 from dna_mamba.errors import InputError
 from dna_mamba.files import check_is_no_input, write_table
 from dna_mamba.model.backbone import ModelState
 from dna_mamba.model.checkpoints.native import load_classifier
 from dna_mamba.model.classifier import SequenceClassifier
+from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.sequences import find_device, open_sequences, read_piece, warn_if_longer
 
 PIECES = {"cpu": 2**14, "cuda": 2**20}
 """Positions computed at once; probabilities do not depend on it (up to rounding)."""
 MOST_AT_ONCE = 512
+NO_BASE = "no_base"
+"""Answer where a sequence holds no A, C, G or T; its probabilities are left empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +42,8 @@ class ClassifyConfig:
     window_bases: int | None = None
     """A row for each window of so many bases, side by side, the last one shorter; none reads records in full."""
     out: Path | None = None
+    rna: bool = False
+    """Read U of a file as T."""
     device: str = "auto"
     piece_bases: int | None = None
 
@@ -97,6 +103,7 @@ def run(
     on_row: Callable[[Row], None] | None = None,
     on_progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    on_bases: Callable[[int, int], None] | None = None,
 ) -> ClassifyResult:
     """Classify, and write a table (TSV) if `out` is given; the table is whole or absent. Rows are also handed to `on_row`.
 
@@ -109,21 +116,28 @@ def run(
         raise InputError(f"-o {config.out} is a directory; name a file in it")
     check_is_no_input(config.out, config.sequences, config.genome)
     model, training = load_classifier(find_classifier(config.model))
-    model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
-    genome, intervals = open_sequences(config.sequences, config.genome, config.window_bases, on_progress, warn)
+    model.use_implementation(implementation_for(model.config, device)).to(device)
+    genome, intervals = open_sequences(
+        config.sequences, config.genome, config.window_bases, on_progress, warn, rna=config.rna
+    )
+    if not known_bases(genome, [place for place, _ in intervals]):
+        raise InputError(f"{config.sequences} holds no A, C, G or T, so there is nothing to classify")
     warn_if_longer(training.get("seq_len"), max(map(len, (place for place, _ in intervals)), default=0), warn)
     if on_labels:
         on_labels(model.labels)
     counts = dict.fromkeys(model.labels, 0)
     num_rows = num_bases = 0
+    all_bases = sum(len(place) for place, _ in intervals)
 
     def rows() -> Iterator[Row]:
         nonlocal num_rows, num_bases
         for row in classify(model, genome, intervals, config.piece_bases or PIECES[device]):
-            counts[row.label] += 1
+            counts[row.label] = counts.get(row.label, 0) + 1
             num_rows, num_bases = num_rows + 1, num_bases + len(row.interval)
             if on_row:
                 on_row(row)
+            if on_bases:
+                on_bases(len(row.interval), all_bases)
             yield row
 
     if config.out is None:
@@ -144,7 +158,7 @@ def columns_of(labels: tuple[str, ...]) -> tuple[str, ...]:
 def cells_of(row: Row) -> tuple[str, ...]:
     """Give a row of the table; coordinates are 0-based, end excluded."""
     i = row.interval
-    numbers = (f"{p:.6g}" for p in row.probabilities)
+    numbers = ("" if p != p else f"{p:.6g}" for p in row.probabilities)
     return (i.contig, str(i.start), str(i.end), i.strand, row.name, row.label, f"{row.share_n:.4g}", *numbers)
 
 
@@ -189,4 +203,6 @@ def _rows(
         some, scores_BK.double().softmax(1).tolist(), num_n.tolist(), strict=True
     ):
         label = model.labels[int(np.argmax(probabilities))]
+        if n == length:  # nothing was said that could tell classes apart
+            label, probabilities = NO_BASE, [float("nan")] * len(probabilities)
         yield Row(interval=interval, name=name, label=label, probabilities=tuple(probabilities), share_n=n / length)

@@ -20,8 +20,8 @@ from torch import Tensor
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.unpack import open_text
-from dna_mamba.data.vocabulary import N, reverse_complement_tokens, tokens_of
+from dna_mamba.data.unpack import open_text, printable_text
+from dna_mamba.data.vocabulary import N, count_uracil, reverse_complement_tokens, tokens_of
 from dna_mamba.errors import InputError, check_regular, nearest
 from dna_mamba.model.backbone import DnaMamba, ModelState
 from dna_mamba.pipelines.evaluate import find_model
@@ -152,6 +152,8 @@ class Sequences:
     read: Reader
     identity: str
     """Differs where the bases do."""
+    num_without_base: Callable[[], int] = lambda: 0
+    """Counts the sequences that hold no A, C, G or T."""
 
     @property
     def lengths(self) -> list[int]:
@@ -169,7 +171,17 @@ def of_genome(genome: GenomeStore, places: Sequence[Named]) -> Sequences:
             place = Interval(place.contig, place.start, place.end, flipped[place.strand])
         return read_piece(genome, place, start, end)
 
-    return Sequences(places, read, genome.manifest.bases_sha256)
+    def num_without_base() -> int:
+        by_contig: dict[str, list[Interval]] = {}
+        for place, _ in places:
+            by_contig.setdefault(place.contig, []).append(place)
+        number = 0
+        for contig, some in by_contig.items():
+            starts, ends = np.array([one.start for one in some]), np.array([one.end for one in some])
+            number += int(np.count_nonzero(genome.count_n(contig, starts, ends) == ends - starts))
+        return number
+
+    return Sequences(places, read, genome.manifest.bases_sha256, num_without_base)
 
 
 def of_tokens(tokens: Sequence[np.ndarray], names: Sequence[str], identity: str = "") -> Sequences:
@@ -182,22 +194,24 @@ def of_tokens(tokens: Sequence[np.ndarray], names: Sequence[str], identity: str 
         return whole[start:end]
 
     places = [(Interval(name, 0, len(one), "+"), name) for one, name in zip(tokens, names, strict=True)]
-    return Sequences(places, read, identity)
+    return Sequences(places, read, identity, lambda: sum(not bool((one < N).any()) for one in tokens))
 
 
-def read_csv(path: Path) -> Sequences:
+def read_csv(path: Path, warn: Callable[[str], None] | None = None, *, rna: bool = False) -> Sequences:
     """Read a table with a header: a column `sequence` (or seq), and perhaps `name` (or id); .csv or .tsv, plain or gzipped.
+
+    Letters are read as in a FASTA: U is N, unless `rna` says that it is T.
 
     Raises:
         InputError: A column is missing, or a row holds no letters of DNA; the message names file and line.
     """
     csv.field_size_limit(2**31 - 1)  # a field may hold a sequence of any length
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-    tokens, names = [], []
+    tokens, names, num_uracil = [], [], 0
     digest = hashlib.sha256()
     check_regular(path, "a table with a column named sequence")
     try:
-        with open_text(path, newline="", encoding="utf-8-sig") as file:
+        with open_text(path, newline="") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
             header = [column.strip().lower() for column in next(rows, [])]
             where = [header.index(name) for name in SEQUENCE_COLUMNS if name in header]
@@ -213,7 +227,8 @@ def read_csv(path: Path) -> Sequences:
                     raise InputError(f"{path}, row {number}: {len(row)} columns, the header has {len(header)}")
                 letters = row[where[0]].strip()
                 try:
-                    one = tokens_of(letters).copy()
+                    one = tokens_of(letters, rna).copy()
+                    num_uracil += 0 if rna else count_uracil(letters)
                 except ValueError as error:
                     raise InputError(f"{path}, row {number}: {error}") from None
                 if not len(one):
@@ -230,6 +245,8 @@ def read_csv(path: Path) -> Sequences:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not tokens:
         raise InputError(f"{path} holds no sequence")
+    if warn and num_uracil:
+        warn(f"{num_uracil:,} letters U became N; --rna reads them as T")
     return of_tokens(tokens, names, digest.hexdigest())
 
 
@@ -381,6 +398,8 @@ class EmbedRunConfig:
     embed: EmbedConfig = EmbedConfig()
     shard: tuple[int, int] = (1, 1)
     """This one, from 1, of so many; joined in order they are the one run, to the bit. One may be empty."""
+    rna: bool = False
+    """Read U of a file as T."""
     device: str = "auto"
     piece_bases: int | None = None
 
@@ -431,11 +450,13 @@ def _open(config: EmbedRunConfig, on_progress: Progress | None, warn: Callable[[
     if config.sequences.removesuffix(".gz").endswith((".csv", ".tsv")):
         if config.genome is not None:
             raise InputError(f"--genome goes with a BED file; {config.sequences} does not end in .bed")
-        table = read_csv(Path(config.sequences))
+        table = read_csv(Path(config.sequences), warn, rna=config.rna)
         if config.window_bases is None:
             return table
         raise InputError("--window cuts records of FASTA and BED; for a table take --pool window:N")
-    return of_genome(*open_sequences(config.sequences, config.genome, config.window_bases, on_progress, warn))
+    return of_genome(
+        *open_sequences(config.sequences, config.genome, config.window_bases, on_progress, warn, rna=config.rna)
+    )
 
 
 def run(
@@ -476,6 +497,8 @@ def run(
     first_rows = np.concatenate(
         [[0], np.cumsum([num_rows_of(config.embed, lengths[n]) for n in numbers], dtype=np.int64)]
     )
+    if unknown := sequences.num_without_base():
+        warn(f"{unknown:,} of {len(lengths):,} sequences hold no A, C, G or T: their vectors say nothing of a base")
     plan = _plan(config, sequences, device)
     vectors = UnfinishedVectors(config.out, plan, int(first_rows[-1]), model.config.width, warn)
     try:
@@ -494,8 +517,11 @@ def run(
             if number not in vectors.done:
                 work.read(part)
                 vectors.finish(number)
+        before = sum(num_rows_of(config.embed, lengths[n]) for n in range(numbers.start)) if parts else 0
         write_file(
-            vectors, lambda start, end: columns_of(sequences.places, config.embed, first_rows, numbers, start, end)
+            vectors,
+            lambda start, end: columns_of(sequences.places, config.embed, first_rows, numbers, start, end),
+            before,
         )
     except BaseException as error:
         cause = error.__cause__ if isinstance(error, InputError) and isinstance(error.__cause__, OSError) else error
@@ -521,7 +547,8 @@ def _plan(config: EmbedRunConfig, sequences: Sequences, device: str) -> dict[str
             digest.update(path.name.encode() + path.read_bytes())
     places = hashlib.sha256()
     for interval, name in sequences.places:
-        places.update(f"{interval.contig}\t{interval.start}\t{interval.end}\t{interval.strand}\t{name}\n".encode())
+        row = f"{interval.contig}\t{interval.start}\t{interval.end}\t{interval.strand}\t{name}\n"
+        places.update(row.encode("utf-8", "surrogateescape"))
     return {
         "model": digest.hexdigest(), "bases": sequences.identity, "places": places.hexdigest(), "device": device,
         "embed": dataclasses.asdict(config.embed), "shard": list(config.shard), "piece_bases": config.piece_bases,
@@ -560,7 +587,7 @@ def columns_of(
         )  # fmt: skip
 
     def words(values: list[str]) -> np.ndarray:
-        return np.array(values, dtype=str)[row_in_used]
+        return np.array([printable_text(value) for value in values], dtype=str)[row_in_used]
 
     return {
         "contig": words([interval.contig for interval, _ in some]),

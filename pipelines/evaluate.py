@@ -12,7 +12,7 @@ import torch
 
 from dna_mamba.data.build import Progress, is_directory
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval, merge, parse_region, subtract
+from dna_mamba.data.intervals import Interval, merge, subtract
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.samples import Stretch, sample
 from dna_mamba.data.windows import known_bases
@@ -20,6 +20,7 @@ from dna_mamba.errors import InputError, check_regular
 from dna_mamba.files import whole_directory, write_json, write_text
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import SHIPPED, from_pretrained, shipped
+from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.config_files import read_config
 from dna_mamba.pipelines.hub import HUB_ID, from_hub
 from dna_mamba.pipelines.pretrain import DEMO, TEST_BASES, DataConfig, load_genome, load_split
@@ -142,13 +143,7 @@ def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: 
 
 def _regions(config: EvaluateConfig, genome: GenomeStore, record: dict[str, Any] | None) -> tuple[str, list[Interval]]:
     if config.regions:
-        regions = [parse_region(text) for text in config.regions]
-        for region in regions:
-            if region.end > genome.contig(region.contig).length:
-                raise InputError(
-                    f"--region {region} ends past {region.contig}, which has {genome.contig(region.contig).length:,} bases"
-                )
-        return "regions", regions
+        return "regions", [genome.region(text) for text in config.regions]
     if config.split_file is not None or config.valid or config.test:
         split_file = None if config.split_file is None else str(config.split_file)
         split = load_split(genome, DataConfig(split=split_file, valid=config.valid, test=config.test))
@@ -219,7 +214,11 @@ def _interval(of_windows_W2: np.ndarray) -> tuple[float, float]:
 
 
 def run(
-    config: EvaluateConfig, *, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+    config: EvaluateConfig,
+    *,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+    on_bases: Callable[[int, int], None] | None = None,
 ) -> EvaluateResult:
     """Score a model in float32.
 
@@ -240,7 +239,7 @@ def run(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
-    model.to(device)
+    model.use_implementation(implementation_for(model.config, device)).to(device)
     window = min(config.window_bases, max(map(len, regions)))
     some = sample(
         genome, regions, config.max_bases, context=max(model.trained_bases or 0, config.window_bases),
@@ -252,7 +251,10 @@ def run(
             f"the model was trained on {trained:,} of the {known_bases(genome, regions):,} known bases of {what} (by the names "
             f"and places of contigs): there, what follows is no score of held-out sequence"
         )
-    scores = score_regions(model, genome, some, policy)
+    all_bases = sum(one.end - one.read_from for one in some)
+    scores = score_regions(
+        model, genome, some, policy, on_bases=None if on_bases is None else lambda bases: on_bases(bases, all_bases)
+    )
     context = score_by_context(
         model,
         genome,

@@ -29,6 +29,7 @@ from dna_mamba.model.checkpoints.native import (
 )
 from dna_mamba.model.classifier import POOLINGS, SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
+from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines import run_directory
 from dna_mamba.pipelines.class_metrics import Baseline, ClassReport, Share, baselines, draw_confusion, report
 from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
@@ -310,6 +311,7 @@ def run(
     on_progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
+    on_step: Callable[[FinetuneStep, int], None] | None = None,
 ) -> FinetuneSpeciesResult:
     """Fine-tune and score at every length, and write a run directory.
 
@@ -321,6 +323,7 @@ def run(
         on_progress: Called while a FASTA is packed.
         say: Called with what is being done.
         warn: Called with sentences that deserve attention.
+        on_step: Called after each step with what it did and the steps of the classifier in all.
 
     Raises:
         InputError: Something in the configuration, the data or the run directory is at fault.
@@ -362,7 +365,7 @@ def run(
             folder = out / "lengths" / str(length)
             one = _read_result(folder / "results.json") if resume else None
             if one is None:
-                one = _Length(config, genomes, length, folder, resume, say).run()
+                one = _Length(config, genomes, length, folder, resume, say, on_step).run()
             found.append(one)
         result = FinetuneSpeciesResult(
             out=out, labels=genomes.labels, lengths=tuple(found), simulated=_is_simulated(config)
@@ -455,6 +458,7 @@ class _Length:
         folder: Path,
         resume: bool,
         say: Callable[[str], None],
+        on_step: Callable[[FinetuneStep, int], None] | None = None,
     ):
         self.config, self.genomes, self.length, self.folder, self.say = config, genomes, length, folder, say
         self.classifier, self.language_model, self.began_with = _begin(config, length, genomes.labels)
@@ -463,11 +467,11 @@ class _Length:
         bases = min(self.recipe.batch * length, 2**62)
         cut = choose_cut(self.classifier.config, config.precision, machine, [length], bases, kept_pieces=1)
         self.recipe = replace(self.recipe, piece_bases=config.piece_bases or cut.piece_bases)
-        implementation = "cpu" if config.device == "cpu" else "triton"
+        implementation = implementation_for(self.classifier.config, config.device)
         self.classifier.use_implementation(implementation).to(config.device)
         self.language_model.use_implementation(implementation)
         self.classifier.backbone.recomputed_layers = 0 if config.piece_bases else cut.recomputed_layers
-        self.resume = resume
+        self.resume, self.on_step = resume, on_step
         self.found: ClassReport | None = None
         self.places = {
             part: self._windows(part).places(getattr(config.evaluation, f"{part}_windows"))
@@ -557,6 +561,8 @@ class _Length:
                 nonlocal skipped_in_a_row
                 skipped_in_a_row = 0 if math.isfinite(step.loss + step.gradient_norm) else skipped_in_a_row + 1
                 recent.append(step)
+                if self.on_step:
+                    self.on_step(step, total)
                 rows.writerow([getattr(step, name) for name in COLUMNS])
                 file.flush()
                 at_epoch_end = step.step % self.recipe.steps_per_epoch == 0  # saved by on_epoch, after its validation
@@ -615,7 +621,7 @@ class _Length:
     def _rows(self) -> Iterator[list[dict[str, Any]]]:
         evaluation = self.config.evaluation
         model, about = load_classifier(self.folder / "model")
-        model.use_implementation("cpu" if self.config.device == "cpu" else "triton").to(self.config.device)
+        model.use_implementation(implementation_for(model.config, self.config.device)).to(self.config.device)
         test = self._windows("test")
         self.say("scoring the test windows")
         found = self.found = self._report(model, test, self.places["test"])

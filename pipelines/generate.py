@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dna_mamba.data.build import Progress
-from dna_mamba.data.vocabulary import tokens_of
+from dna_mamba.data.vocabulary import T, tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
 from dna_mamba.model.generation import SamplingConfig, generate
@@ -36,6 +36,8 @@ class GenerateConfig:
     num: int = 1
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: int = 0
+    rna: bool = False
+    """Read U of the prompt as T."""
     device: str = "auto"
     out: Path | None = None
 
@@ -79,21 +81,37 @@ class GenerateResult:
 
 
 def read_prompt(
-    prompt: str, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+    prompt: str,
+    on_progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+    *,
+    rna: bool = False,
 ) -> torch.Tensor:
-    """Give the token ids of a prompt: letters, or the first record of a file.
+    """Give the token ids of a prompt: letters, or the first record of a file; U is T with `rna`, and N without.
 
     Raises:
         InputError: It is neither letters of DNA nor a file that can be read, or it holds no base.
     """
+    tokens_T = _tokens_of_prompt(prompt, on_progress, warn, rna)
+    num_n = int((tokens_T > T).sum())
+    if num_n == len(tokens_T):
+        raise InputError(f"--prompt {prompt[:40]} holds no A, C, G or T; give at least one base")
+    if warn and num_n:
+        warn(f"{num_n:,} of the {len(tokens_T):,} letters of the prompt say no base and are read as N")
+    return tokens_T
+
+
+def _tokens_of_prompt(
+    prompt: str, on_progress: Progress | None, warn: Callable[[str], None] | None, rna: bool
+) -> torch.Tensor:
     if LETTERS.fullmatch(prompt) and (len(prompt) > LONGEST_NAME or not Path(prompt).exists()):
         try:
-            return torch.from_numpy(tokens_of(prompt).copy())
+            return torch.from_numpy(tokens_of(prompt, rna).copy())
         except ValueError as error:
             raise InputError(f"--prompt: {error}; give letters of DNA, or a FASTA file") from error
     if not prompt:
         raise InputError("--prompt is empty; give at least one base, or a FASTA file")
-    genome = load_genome(prompt, on_progress, warn)
+    genome = load_genome(prompt, on_progress, warn, rna=rna)
     first = next((contig for contig in genome.manifest.contigs if contig.length), None)
     if first is None:
         raise InputError(f"--prompt {prompt} holds no base")
@@ -118,7 +136,7 @@ def run(
     model = load_language_model(config.model, device)
     check_is_no_input(config.out, config.prompt)
     check_writable(config.out)
-    prompt_T = read_prompt(config.prompt, on_progress, warn)
+    prompt_T = read_prompt(config.prompt, on_progress, warn, rna=config.rna)
     warn_if_longer(model.trained_bases, len(prompt_T) + config.length, warn)
     found = generate(
         model,

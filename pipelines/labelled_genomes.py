@@ -203,7 +203,7 @@ def read_parts(path: Path) -> dict[str, str]:
     """
     part_of: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}") from error
     for number, line in enumerate(lines, 1):

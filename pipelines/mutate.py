@@ -10,11 +10,12 @@ import numpy as np
 
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval, parse_region
+from dna_mamba.data.intervals import Interval
 from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_writable, write_table
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.score_variants import check_context
 from dna_mamba.pipelines.sequences import find_device, load_language_model, read_piece
@@ -42,6 +43,7 @@ class MutateConfig:
     """Bases before the region where its one pass begins; none begins at the contig's first."""
     right: int = 512
     strands: str = "forward"
+    rna: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class MutateResult:
 
 def saturate(
     model: DnaMamba, genome: GenomeStore, region: Interval, *, left: int | None = 16_384, right: int = 512,
-    strands: str = "forward",
+    strands: str = "forward", on_bases: Callable[[int], None] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Score every substitution in a region; one pass, begun `left` bases before it, serves all.
 
@@ -79,6 +81,7 @@ def saturate(
         left: Bases before the region where the pass begins; none begins at the contig's first.
         right: Bases of right flank that are scored with each.
         strands: both averages with the other strand, where the pass begins behind the region.
+        on_bases: Called with the place that the pass has reached, counted from where it began.
 
     Returns:
         (T, 4) nats for A, C, G and T: 0 for the base that stands there, NaN where it is none of the four.
@@ -101,10 +104,26 @@ def saturate(
         def read(start: int, end: int, whole: Interval = whole, first: int = first) -> np.ndarray:
             return read_piece(genome, whole, first + start, first + end) if end > start else np.zeros(0, np.uint8)
 
-        found = score_alleles(model, read, length - first, alleles, left=None, right=right).ratios
+        found = score_alleles(model, read, length - first, alleles, left=None, right=right, on_bases=on_bases).ratios
         for (place, number), ratio in zip(pairs, found.tolist(), strict=True):
             found_T4[place, number] += ratio / len("+-" if strands == "both" else "+")
     return found_T4
+
+
+def _reached(on_bases: Callable[[int, int], None] | None, bases: int, strands: int) -> Callable[[int], None] | None:
+    """Turn places that a pass has reached into steps; the second strand begins at its own first base."""
+    if on_bases is None:
+        return None
+    at = 0
+
+    def take(place: int) -> None:
+        nonlocal at
+        at = 0 if place < at else at
+        if place > at:
+            on_bases(min(place, bases) - min(at, bases), strands * bases)
+        at = place
+
+    return take
 
 
 def run(
@@ -113,6 +132,7 @@ def run(
     say: Callable[[str], None] | None = None,
     on_progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    on_bases: Callable[[int, int], None] | None = None,
 ) -> MutateResult:
     """Score all substitutions of a region and write them.
 
@@ -121,30 +141,37 @@ def run(
     """
     started = time.monotonic()
     device = find_device(config.device)
-    region = parse_region(config.region)
+    model = load_language_model(config.model, device)
+    check_writable(config.out, config.picture)
+    genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
+    region = genome.region(config.region)
     if len(region) > MOST_BASES:
         raise InputError(
             f"--region {config.region} has {len(region):,} bases; at most {MOST_BASES:,} are mutated at once"
         )
     if config.picture is not None and len(region) > MOST_DRAWN:
         raise InputError(f"--picture shows up to {MOST_DRAWN:,} bases, the region has {len(region):,}; take -o alone")
-    model = load_language_model(config.model, device)
-    check_writable(config.out, config.picture)
-    genome = load_genome(config.genome, on_progress, warn)
     length = genome.contig(region.contig).length
-    if region.end > length:
-        raise InputError(f"--region {config.region} ends past {region.contig}, which has {length:,} bases")
+    letters = genome.fetch(Interval(region.contig, region.start, region.end))
+    if warn and (unknown := len(letters) - sum(map(letters.count, "ACGT"))):
+        warn(f"{unknown:,} of the {len(letters):,} bases of {config.region} are N, and are not mutated")
     before = length if config.left is None else config.left + len(region)
     total = (2 if config.strands == "both" else 1) * (before + len(region) * (3 * (config.right + 1)))
     if say:
         say(f"{3 * len(region):,} substitutions: about {total:,} bases to read")
-    scores_T4 = saturate(model, genome, region, left=config.left, right=config.right, strands=config.strands)
-    letters = genome.fetch(Interval(region.contig, region.start, region.end))
+    first = 0 if config.left is None else max(0, region.start - config.left)
+    advance = _reached(on_bases, region.end - first, 2 if config.strands == "both" else 1)
+    scores_T4 = saturate(
+        model, genome, region, left=config.left, right=config.right, strands=config.strands, on_bases=advance
+    )
     if config.out is not None:
         _write(config.out, region, letters, scores_T4)
     if config.picture is not None:
-        with WholeFile(config.picture) as path:
-            draw(scores_T4, letters, region).savefig(path, format="png")
+        picture = config.picture
+        if config.out is not None:  # the table is there; a picture that fails is a remark
+            draw_or_say(lambda: save(draw(scores_T4, letters, region), picture), picture, warn)
+        else:
+            save(draw(scores_T4, letters, region), picture)
     return MutateResult(region=region, letters=letters, scores_T4=scores_T4, seconds=time.monotonic() - started)
 
 
@@ -159,39 +186,58 @@ def _write(out: Path, region: Interval, letters: str, scores_T4: np.ndarray) -> 
     if out.suffix == ".tsv":
         write_table(out, COLUMNS, ((contig, str(pos), ref, alt, f"{x:.9g}") for contig, pos, ref, alt, x in rows))
         return
-    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import parquet
 
+    kinds = (pa.string(), pa.int64(), pa.string(), pa.string(), pa.float64())  # whatever the rows are
+    schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+    columns = zip(*rows, strict=True) if rows else ((),) * len(COLUMNS)
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     with WholeFile(out) as path:
-        pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(path, index=False)
+        parquet.write_table(pa.Table.from_arrays(arrays, schema=schema), path)
+
+
+WIDE = 60
+"""Bases of a row of the heat-map, so that their letters can be read."""
+MOST_LETTERS = 600
+"""Bases of a region whose letters are written; of a longer one dots mark the genome."""
 
 
 def draw(scores_T4: np.ndarray, letters: str, region: Interval) -> Any:
-    """Draw a heat-map, in rows of 120 bases where there are more: blue is less likely than the genome's base, red more.
+    """Draw a heat-map, in rows of 60 bases: blue is less likely to the model than the genome's base, red more.
 
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
-
-    wide = 120
+    wide = WIDE if len(letters) <= MOST_LETTERS else 4 * WIDE
     starts = range(0, len(letters), wide)
-    figure = Figure(figsize=(min(len(letters), wide) / 10 + 2, 0.8 + 0.95 * len(starts)), dpi=150, layout="constrained")
+    figure = figure_of(9, 1.3 + 1.15 * len(starts))
     panels: Any = figure.subplots(len(starts), squeeze=False)[:, 0]
     known = np.abs(scores_T4[~np.isnan(scores_T4)])
     limit = max(1e-6, float(np.quantile(known, 0.99))) if len(known) else 1.0
     for axes, start in zip(panels, starts, strict=True):
         some_T4 = scores_T4[start : start + wide]
+        row = letters[start : start + wide]
         image = axes.imshow(
             some_T4.T, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest",
             extent=(start - 0.5, start + len(some_T4) - 0.5, 3.5, -0.5),
         )  # fmt: skip
-        for place, base in enumerate(letters[start : start + wide]):
+        for place, base in enumerate(row):
+            if wide == WIDE:
+                axes.text(start + place, -0.95, base, ha="center", va="center", fontsize=6.5, family="monospace")
             if base in "ACGT":
                 axes.plot(start + place, "ACGT".index(base), ".", color="black", markersize=2)
         axes.set_yticks(range(4), list("ACGT"), fontsize=7)
         axes.set_xlim(start - 0.5, start + min(wide, max(len(some_T4), 1 if len(starts) == 1 else wide)) - 0.5)
-        ticks = range(start, start + len(some_T4), 20)
+        ticks = range(start, start + len(some_T4), wide // 6)
         axes.set_xticks(list(ticks), [f"{region.start + tick + 1:,}" for tick in ticks], fontsize=6)
-    figure.colorbar(image, ax=list(panels), label="log-likelihood ratio, nats", shrink=min(1.0, 3 / len(starts) + 0.2))
-    figure.suptitle(f"{region.contig}:{region.start + 1:,}-{region.end:,}; dots: the genome", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    shown = min(1.0, 3 / len(starts) + 0.2)
+    figure.colorbar(image, ax=list(panels), label="log-likelihood ratio to the genome's base, nats", shrink=shown)
+    figure.suptitle(
+        f"{region.contig}:{region.start + 1:,}-{region.end:,}. Blue: the model finds this base less likely than the genome's, "
+        f"{'whose letters stand above each row' if wide == WIDE else 'which is marked by dots'}; red: likelier.",
+        fontsize=8,
+        wrap=True,
+    )
     return figure

@@ -32,12 +32,11 @@ from dna_mamba.data.vocabulary import BASE_BITS
 from dna_mamba.data.windows import RULES, Windows, check_length, known_bases, plan_windows, read_by
 from dna_mamba.errors import InputError, StoppedError, nearest
 from dna_mamba.files import write_json, write_text
-from dna_mamba.kernels.causal_conv1d import MAX_TAPS
-from dna_mamba.kernels.dispatch import HAS_TRITON, IMPLEMENTATIONS, interpreted
-from dna_mamba.kernels.selective_scan import MAX_STATES
+from dna_mamba.kernels.dispatch import IMPLEMENTATIONS
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import copy_tensors, from_pretrained, save_pretrained
 from dna_mamba.model.config import BackboneConfig
+from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines import run_directory
 from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
 from dna_mamba.pipelines.planning import (
@@ -74,6 +73,8 @@ class DataConfig:
 
     genome: str = DEMO
     """FASTA, GenBank file or genome store; 'demo' is a piece of human chromosome 20 that ships in the package."""
+    rna: bool = False
+    """Read U of a file as T; otherwise it becomes N."""
     split: str | None = None
     """BED with CONTIG START END SPLIT."""
     valid: tuple[str, ...] = ()
@@ -311,10 +312,10 @@ def demo_genome() -> Path:
 
 
 def load_genome(
-    name: str, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None
+    name: str, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None, *, rna: bool = False
 ) -> GenomeStore:
-    """Open the demo genome, a store, or a file that is packed into the cache."""
-    return open_genome(demo_genome() if name == DEMO else Path(name), on_progress=on_progress, warn=warn)
+    """Open the demo genome, a store, or a file that is packed into the cache; `rna` reads U of a file as T."""
+    return open_genome(demo_genome() if name == DEMO else Path(name), rna=rna, on_progress=on_progress, warn=warn)
 
 
 def load_split(genome: GenomeStore, data: DataConfig) -> Split:
@@ -364,7 +365,7 @@ def resolve(config: PretrainConfig, machine: Machine | None = None) -> PretrainC
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "fp32"
-    implementation = _implementation(config, device, machine)
+    implementation = implementation_for(config.model, device, config.implementation, here=machine is None)
     training = config.training
     if device == "cuda" and machine is None:
         machine = this_gpu()
@@ -394,24 +395,6 @@ def _choose_cut(config: PretrainConfig, precision: str, machine: Machine | None)
         kept_pieces=training.kept_pieces,
         recomputed_layers=again,
     )
-
-
-def _implementation(config: PretrainConfig, device: str, machine: Machine | None) -> str:
-    """Name the kernels that the run, and every later part of it, uses."""
-    mamba = config.model.mamba
-    if mamba.num_states > MAX_STATES or not 2 <= mamba.num_taps <= MAX_TAPS:
-        fits, why = False, f"at most {MAX_STATES} states and {MAX_TAPS} taps fit"
-    else:
-        fits, why = HAS_TRITON or machine is not None, "the package triton is not installed"
-    if config.implementation == "auto":
-        return "cpu" if device == "cpu" else "triton" if fits else "naive"
-    if config.implementation == "cpu" and device != "cpu":
-        raise InputError("implementation 'cpu' runs on --device cpu alone; choose 'triton', 'naive' or 'auto'")
-    if config.implementation == "triton" and device != "cuda" and not interpreted():
-        raise InputError("implementation 'triton' runs on --device cuda alone; choose 'cpu', 'naive' or 'auto'")
-    if config.implementation == "triton" and not fits:
-        raise InputError(f"implementation 'triton' cannot run this model: {why}; choose 'naive' or 'auto'")
-    return config.implementation
 
 
 def _plan(
@@ -555,7 +538,7 @@ def plan(
     config = resolve(config, machine)
     if machine is not None and config.device != "cuda":
         raise InputError(f"a plan for {machine.name} is one for a GPU; leave device {config.device!r} out")
-    genome = load_genome(config.data.genome, on_progress, warn)
+    genome = load_genome(config.data.genome, on_progress, warn, rna=config.data.rna)
     result, steps = _plan(config, genome, load_split(genome, config.data), machine)
     steps[0]  # one real batch
     return result
@@ -600,6 +583,9 @@ def _identity(config: PretrainConfig, genome: GenomeStore, split: Split) -> dict
             before,
         ):  # where it changes nothing, checkpoints from before there was such a setting are known
             del one["optimizer"]["fewest_warmup_steps"]
+    for one in (values, before):  # nor is there a trace of a setting that is as it was before there was one
+        if not one["data"]["rna"]:
+            del one["data"]["rna"]
     for section, key in MAY_DIFFER_ON_RESUME:
         del values[section][key]
         if key != "piece_bases":
@@ -652,7 +638,7 @@ def run(
     config = resolve(config)
     resume = resume or resume_from is not None
     fresh = not out.exists()
-    genome = load_genome(config.data.genome, on_progress, warn)
+    genome = load_genome(config.data.genome, on_progress, warn, rna=config.data.rna)
     split = load_split(genome, config.data)
     the_plan, steps = _plan(config, genome, split)  # before the directory is made: a bad request leaves nothing behind
     lock = run_directory.prepare(out, resume=resume, overwrite=overwrite)
@@ -787,7 +773,9 @@ def _run_locked(
     )
     first_step, bases_before = module.counters.step, sum(map(sum, module.counters.bases_seen))
     if first_step < len(steps):
-        data = PretrainingData(steps, first_step=first_step, num_workers=_num_workers(config))
+        data = PretrainingData(
+            steps, first_step=first_step, num_workers=_num_workers(config), pin_memory=config.device == "cuda"
+        )
         try:
             _fit(config, out, module, data, [recorder, *callbacks])
         except StoppedError as error:

@@ -1,22 +1,42 @@
-"""Scores of variants from a language model: VCF in, VCF, TSV or Parquet out, in the order of the input."""
+"""Scores of variants from a language model: VCF in, VCF, TSV or Parquet out, in the order of the input.
 
+The VCF is read twice, record by record: once to compare every REF with the genome and to note what is to be scored, and once
+to write. In between stand some thirty bytes an allele that is scored, and one of any other, however many samples there are.
+"""
+
+import csv
+import hashlib
+import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.variants import Variant, VcfFile, allele_status, info_line, read_vcf, reference_fault, with_info
-from dna_mamba.data.vocabulary import reverse_complement_tokens, tokens_of
+from dna_mamba.data.unpack import printable_text
+from dna_mamba.data.variants import (
+    Variant,
+    VcfReader,
+    allele_status,
+    core_of,
+    info_line,
+    reference_fault,
+    with_info,
+)
+from dna_mamba.data.vocabulary import letters_of_store, reverse_complement_tokens, tokens_of
 from dna_mamba.errors import InputError
-from dna_mamba.files import WholeFile, check_is_no_input, check_writable, write_table
+from dna_mamba.files import WholeFile, check_is_no_input, check_writable
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import find_device, load_language_model, read_piece, warn_if_longer
+from dna_mamba.pipelines.sequences import find_device, load_language_model, read_piece
 from dna_mamba.training.forks import Allele, AlleleScores, score_alleles
 
 FORMATS = (".vcf", ".vcf.gz", ".tsv", ".parquet")
@@ -25,16 +45,22 @@ CHEAPER_LEFT = 16_384
 WRONG_BUILD_SHARE = 0.05
 """With more records than this whose REF differs, another assembly is the likely reason."""
 MEANING = (
-    "log P(ALT and the right flank | left context) - log P(REF and the right flank | left context), in nats over A C G T; the "
-    "flank has the same bases and length in both"
+    "log P(ALT and the right flank | left context) - log P(REF and the right flank | left context), in nats over A C G T; "
+    "positive: ALT is likelier to the model. Alleles are trimmed and moved left first, so one haplotype has one score; the "
+    "flank is counted from the last base replaced and is the same in both"
 )
 DISTANCE_MEANING = (
     "Euclidean distance between the mean vectors, after the final norm, of ALT and the right flank and of REF and the right "
-    "flank; same contexts as DMLLR"
+    "flank; same contexts as {prefix}LLR"
 )
 COLUMNS = ("contig", "pos", "id", "ref", "alt")
-OURS = frozenset({"DMLLR", "DMLEN", "DMDIST", "DMSTATUS"})
-"""INFO fields that are written; what stood under these names goes."""
+STATUSES = (
+    "scored", "star", "symbolic", "breakend", "no_alt", "ambiguous", "too_long", "ref_mismatch", "no_contig",
+)  # fmt: skip
+SCORED = 0
+ROWS_AT_ONCE = 1 << 16
+WRITE_AT_ONCE = 1 << 16
+"""Characters; Bio.bgzf takes time in the square of what it is given at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,15 +78,37 @@ class ScoreConfig:
     strands: str = "forward"
     """both averages with the score on the reverse complement, whose left context is what lies to the right."""
     distance: bool = False
-    """Give the distance of embeddings (DMDIST) too; REF is then read with every allele."""
+    """Give the distance of embeddings too; REF is then read with every allele."""
     skip_mismatches: bool = False
-    """Give records whose REF is not in the genome the status ref_mismatch instead of stopping."""
+    """Give records whose REF is not in the genome the status ref_mismatch, and those on a contig that it has not no_contig,
+    instead of stopping."""
+    prefix: str = "DM"
+    """Of the names of INFO fields and columns; scoring again under another keeps the first scores."""
+    rna: bool = False
+    """Read U of the genome as T."""
     device: str = "auto"
+    command: str = ""
+    """What was typed; written into the header."""
 
     def __post_init__(self) -> None:
         if format_of(self.out) is None:
             raise InputError(f"-o {self.out} must end in {', '.join(FORMATS)}: the ending says the format")
+        if not re.fullmatch(r"[A-Za-z_][0-9A-Za-z_.]{0,40}", self.prefix):
+            raise InputError(
+                f"--prefix {self.prefix[:60]!r} must be letters, digits, _ or ., and begin with a letter, as in DM"
+            )
         check_context(self.left, self.right, self.strands)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the fields that are written, in their order."""
+        kinds = ("LLR", "LEN", "DIST", "STATUS") if self.distance else ("LLR", "LEN", "STATUS")
+        return tuple(self.prefix + kind for kind in kinds)
+
+    @property
+    def replaced(self) -> frozenset[str]:
+        """Names of the fields that are ours under this prefix; what stood there goes."""
+        return frozenset(self.prefix + kind for kind in ("LLR", "LEN", "DIST", "STATUS"))
 
 
 def check_context(left: int | None, right: int, strands: str) -> None:
@@ -90,18 +138,109 @@ class ScoreResult:
     num_records: int
     status_counts: dict[str, int]
     """ALT alleles by status."""
+    num_moved: int
+    """Records with an insertion or deletion that stood further right than it could; they were scored where it begins."""
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class AltScore:
-    """What is said about one ALT."""
+@dataclass
+class _OfContig:
+    """Alleles of a contig that are to be scored, and their number among all of those, in the order of the file."""
 
-    alt: str
-    status: str
-    ratio: float | None
-    length_difference: int | None
-    distance: float | None = None
+    starts: array = field(default_factory=lambda: array("q"))
+    ref_bases: array = field(default_factory=lambda: array("i"))
+    ends: array = field(default_factory=lambda: array("q"))
+    """Of each allele's tokens in `tokens`."""
+    tokens: bytearray = field(default_factory=bytearray)
+    numbers: array = field(default_factory=lambda: array("q"))
+
+    def alleles(self) -> list[Allele]:
+        """Give them as the scoring takes them."""
+        begins = [0, *self.ends[:-1]]
+        return [
+            Allele(start, bases, np.frombuffer(self.tokens[a:b], np.uint8))
+            for start, bases, a, b in zip(self.starts, self.ref_bases, begins, self.ends, strict=True)
+        ]
+
+
+class _Survey:
+    """What a first reading of a VCF finds: a status an allele, and what is to be scored."""
+
+    def __init__(self, config: ScoreConfig, genome: GenomeStore):
+        self.config, self.genome = config, genome
+        self.statuses = bytearray()
+        self.by_contig: dict[str, _OfContig] = {}
+        self.num_records = self.num_moved = self.num_scored = 0
+        self.num_mismatched = self.num_without_contig = 0
+        self.first_fault: tuple[Variant, str] | None = None
+
+    def read(self, records: Iterable[Variant]) -> None:
+        """Take in all records.
+
+        Raises:
+            InputError: A REF is not in the genome, unless mismatches are passed over; or no record is on one of its contigs.
+        """
+        for record in records:
+            self.num_records += 1
+            self._take(record)
+        if self.first_fault is None:
+            return
+        if self.config.skip_mismatches:
+            if self.num_without_contig == self.num_records:
+                raise InputError(
+                    f"{self.config.variants}: no record is on a contig of {self.config.genome}: {self.first_fault[1]}"
+                )
+            return
+        variant, fault = self.first_fault
+        number = self.num_mismatched + self.num_without_contig
+        share = number / self.num_records
+        build = " (is it another assembly?)" if share > WRONG_BUILD_SHARE else ""
+        raise InputError(
+            f"{self.config.variants}, line {variant.line} ({variant.contig}:{variant.start + 1}): {fault}; {number:,} of "
+            f"{self.num_records:,} records ({share:.1%}) do not fit {self.config.genome}{build}; --skip-mismatches passes over "
+            f"them"
+        )
+
+    def _take(self, record: Variant) -> None:
+        statuses = [allele_status(alt) for alt in record.alts or (".",)]
+        if None not in statuses:
+            self.statuses.extend(STATUSES.index(status) for status in statuses if status is not None)
+            return
+        fault = reference_fault(self.genome, record)
+        whole: str | None = None
+        letters = ""
+        if fault is not None:
+            whole = "ref_mismatch" if record.contig in self.genome.contigs else "no_contig"
+            self.num_mismatched += whole == "ref_mismatch"
+            self.num_without_contig += whole == "no_contig"
+            self.first_fault = self.first_fault or (record, fault)
+        else:
+            stored = self.genome.stored(record.contig, record.start, record.start + len(record.ref))
+            letters = letters_of_store(stored)
+            # REF adds nothing where the genome, or REF itself, says no base: nothing to compare with
+            if "N" in letters or "N" in record.ref.upper():
+                whole = "ambiguous"
+        moved = False
+        for status, alt in zip(statuses, record.alts, strict=True):
+            if status is None:
+                status = whole or ("too_long" if len(alt) > MAX_ALLELE_BASES else None)
+            if status is None:
+                moved |= self._note(record, letters, alt)
+            self.statuses.append(SCORED if status is None else STATUSES.index(status))
+        self.num_moved += moved
+
+    def _note(self, record: Variant, letters: str, alt: str) -> bool:
+        """Note an allele that is to be scored; say whether it had to be moved or, alone in its record, trimmed on the right."""
+        core = core_of(self.genome, record.contig, record.start, letters, alt)
+        of_contig = self.by_contig.setdefault(record.contig, _OfContig())
+        of_contig.starts.append(core.start)
+        of_contig.ref_bases.append(core.ref_bases)
+        of_contig.tokens += tokens_of(core.alt).tobytes()
+        of_contig.ends.append(len(of_contig.tokens))
+        of_contig.numbers.append(self.num_scored)
+        self.num_scored += 1
+        shared_end = min(len(letters), len(alt)) > 1 and letters[-1] == alt[-1].upper()
+        return core.moved or (len(record.alts) == 1 and shared_end and letters != alt.upper())
 
 
 def run(
@@ -125,119 +264,90 @@ def run(
         InputError: The model, the VCF, the genome or the output is at fault, or a REF differs from the genome.
     """
     started = time.monotonic()
-    say = say or (lambda words: None)
+    say, warn = say or (lambda words: None), warn or (lambda words: None)
     device = find_device(config.device)
     model = load_language_model(config.model, device)
     check_is_no_input(config.out, config.variants, config.genome)
     check_writable(config.out)
-    file = read_vcf(config.variants)
-    genome = load_genome(config.genome, on_progress, warn)
-    mismatched = _check_references(config, file, genome)
-    if not file.variants:
+    reader = VcfReader(config.variants, warn)
+    before = config.variants.stat()
+    genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
+    survey = _Survey(config, genome)
+    survey.read(reader)
+    if not survey.num_records:
         say(f"{config.variants} has no record; the output has none either")
-    say(_cost(config, file, genome, mismatched))
-    left = max((v.start for v in file.variants), default=0) if config.left is None else config.left
-    warn_if_longer(model.trained_bases, left + config.right, warn)
-    scores = score_variants(
-        model, genome, file.variants, mismatched, left=config.left, right=config.right, strands=config.strands,
-        distance=config.distance, on_bases=on_bases,
-    )  # fmt: skip
-    _write(config, file, scores)
-    counts: dict[str, int] = {}
-    for some in scores:
-        for one in some:
-            counts[one.status] = counts.get(one.status, 0) + 1
+    say(_cost(config, survey, genome))
+    if survey.num_moved:
+        say(
+            f"{survey.num_moved:,} records are not trimmed and left-aligned (bcftools norm does that); their scores are those "
+            f"of the same haplotypes written so"
+        )
+    _warn_of_context(config, survey, model.trained_bases, warn)
+    ratios, distances = _score(model, genome, survey, config, on_bases)
+    after = config.variants.stat()
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise InputError(f"{config.variants} changed while it was read; score again when it is complete")
+    _write(config, survey, ratios, distances)
+    counts = np.bincount(np.frombuffer(survey.statuses, np.uint8), minlength=len(STATUSES)).tolist()
     return ScoreResult(
-        out=config.out, num_records=len(file.variants), status_counts=counts, seconds=time.monotonic() - started
+        out=config.out,
+        num_records=survey.num_records,
+        status_counts={name: count for name, count in zip(STATUSES, counts, strict=True) if count},
+        num_moved=survey.num_moved,
+        seconds=time.monotonic() - started,
     )
 
 
-def _check_references(config: ScoreConfig, file: VcfFile, genome: GenomeStore) -> set[int]:
-    """Compare every REF with the genome before anything is scored; give the records that differ."""
-    faults = {
-        n: fault
-        for n, v in enumerate(file.variants)
-        if any(allele_status(alt) is None for alt in v.alts) and (fault := reference_fault(genome, v)) is not None
-    }
-    if not faults or config.skip_mismatches:
-        return set(faults)
-    first = min(faults)
-    variant, share = file.variants[first], len(faults) / len(file.variants)
-    words = f"{len(faults):,} of {len(file.variants):,} records ({share:.1%}) do not fit"
-    build = " (is it another assembly?)" if share > WRONG_BUILD_SHARE else ""
-    raise InputError(
-        f"{config.variants}, line {variant.line} ({variant.contig}:{variant.start + 1}): {faults[first]}; {words} "
-        f"{config.genome}{build}; --skip-mismatches passes over them"
-    )
+def _warn_of_context(config: ScoreConfig, survey: _Survey, trained: int | None, warn: Callable[[str], None]) -> None:
+    """Say once how many alleles are scored with more context than the model was trained on."""
+    if trained is None or not survey.num_scored:
+        return
+    reach = trained - config.right
+    if config.left is None:
+        beyond = sum(int((np.array(some.starts) > reach).sum()) for some in survey.by_contig.values())
+    else:
+        beyond = survey.num_scored if config.left > reach else 0
+    if beyond:
+        warn(
+            f"{beyond:,} of {survey.num_scored:,} alleles are scored with more context than the {trained:,} bases that the "
+            f"model was trained on; --left {max(0, reach)} stays within (docs/using-a-model.md says what it means)"
+        )
 
 
-def _cost(config: ScoreConfig, file: VcfFile, genome: GenomeStore, mismatched: set[int]) -> str:
+def _cost(config: ScoreConfig, survey: _Survey, genome: GenomeStore) -> str:
     """Say what will be read, and name what is cheaper by far."""
-    usable = [v for n, v in enumerate(file.variants) if n not in mismatched]
-    alleles = sum(allele_status(alt) is None for v in usable for alt in v.alts)
     strands = ["+", "-"] if config.strands == "both" else ["+"]
-    passes = 0
-    for name in {v.contig for v in usable if any(allele_status(alt) is None for alt in v.alts)}:
-        starts = [v.start for v in usable if v.contig == name]
-        passes += max(starts) + ((genome.contig(name).length - min(starts)) if "-" in strands else 0)
-    letters = sum(
-        len(alt) for v in usable for alt in v.alts if allele_status(alt) is None and len(alt) <= MAX_ALLELE_BASES
-    )
+    passes = letters = 0
+    for name, some in survey.by_contig.items():
+        passes += max(some.starts) + ((genome.contig(name).length - min(some.starts)) if "-" in strands else 0)
+        letters += len(some.tokens)
+    alleles = survey.num_scored
     short = len(strands) * (alleles * (CHEAPER_LEFT + 2 * config.right) + letters)
     full = passes + len(strands) * (alleles * config.right + letters)
     total = full if config.left is None else len(strands) * (alleles * (config.left + 2 * config.right) + letters)
-    words = f"{alleles:,} alleles of {len(file.variants):,} records: about {total:,} bases to read"
+    words = f"{alleles:,} alleles of {survey.num_records:,} records: about {total:,} bases to read"
     if config.left is None and full > 10 * max(1, short):
         words += f"; --left {CHEAPER_LEFT} reads {short:,}"
     return words
 
 
-def score_variants(
-    model: DnaMamba,
-    genome: GenomeStore,
-    variants: Sequence[Variant],
-    mismatched: set[int],
-    *,
-    left: int | None,
-    right: int,
-    strands: str = "forward",
-    distance: bool = False,
-    on_bases: Callable[[int, int], None] | None = None,
-) -> list[list[AltScore]]:
-    """Score all alleles, in the order of the records; see `ScoreConfig`."""
-    found: list[list[AltScore]] = []
-    to_score: dict[str, list[tuple[int, int]]] = {}
-    for number, variant in enumerate(variants):
-        some: list[AltScore] = []
-        unknown = False
-        if number not in mismatched and any(allele_status(alt) is None for alt in variant.alts):
-            letters = genome.fetch(Interval(variant.contig, variant.start, variant.start + len(variant.ref)))
-            unknown = not set(letters) <= set("ACGT")
-        for alt in variant.alts or (".",):
-            status = (
-                "no_alt" if alt == "." else allele_status(alt) or ("ref_mismatch" if number in mismatched else None)
-            )
-            if status is None and unknown:
-                status = "ambiguous"  # REF adds nothing where the genome says no base: nothing to compare with
-            if status is None and len(alt) > MAX_ALLELE_BASES:
-                status = "too_long"
-            if status is None:
-                to_score.setdefault(variant.contig, []).append((number, len(some)))
-            some.append(AltScore(alt, status or "scored", None, None))
-        found.append(some)
-    passes = [(contig, strand) for contig in to_score for strand in ("+-" if strands == "both" else "+")]
+def _score(
+    model: DnaMamba, genome: GenomeStore, survey: _Survey, config: ScoreConfig,
+    on_bases: Callable[[int, int], None] | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Score what a survey noted; give log-likelihood ratios and distances in the order of the file."""
+    ratios, distances = np.zeros(survey.num_scored), np.full(survey.num_scored, np.nan)
+    strands = "+-" if config.strands == "both" else "+"
     reach = {}
-    for contig, strand in passes:
+    for contig, some in survey.by_contig.items():
         length = genome.contig(contig).length
-        starts = [variants[n].start for n, _ in to_score[contig]]
-        reach[contig, strand] = max(starts) if strand == "+" else length - min(starts)
-    for contig, places in to_score.items():
+        for strand in strands:
+            reach[contig, strand] = max(some.starts) if strand == "+" else length - min(some.starts)
+    for contig, some in survey.by_contig.items():
         length = genome.contig(contig).length
-        alleles = [
-            Allele(variants[n].start, len(variants[n].ref), tokens_of(variants[n].alts[a]).copy()) for n, a in places
-        ]
+        alleles = some.alleles()
         found_of_strand = []
-        for strand in (strand for name, strand in passes if name == contig):
+        for strand in strands:
             if strand == "-":
                 alleles = [
                     Allele(length - a.start - a.ref_bases, a.ref_bases, reverse_complement_tokens(a.tokens))
@@ -245,15 +355,39 @@ def score_variants(
                 ]
             progress = None if on_bases is None else _Progress(on_bases, reach[contig, strand], sum(reach.values()))
             found_of_strand.append(
-                _score_contig(model, genome, contig, alleles, strand, left, right, distance, progress)
+                _score_contig(
+                    model, genome, contig, alleles, strand, config.left, config.right, config.distance, progress
+                )
             )
-        ratios = np.mean([one.ratios for one in found_of_strand], axis=0)
-        distances = [one.distances for one in found_of_strand if one.distances is not None]
-        mean_distances = np.mean(distances, axis=0).tolist() if distances else [None] * len(places)
-        for (n, a), ratio, far in zip(places, ratios.tolist(), mean_distances, strict=True):
-            variant = variants[n]
-            found[n][a] = AltScore(variant.alts[a], "scored", ratio, len(variant.alts[a]) - len(variant.ref), far)
-    return found
+        numbers = np.array(some.numbers)
+        ratios[numbers] = np.mean([one.ratios for one in found_of_strand], axis=0)
+        if config.distance:
+            of_strands = [one.distances for one in found_of_strand if one.distances is not None]
+            distances[numbers] = np.mean(of_strands, axis=0)
+    return ratios, distances
+
+
+def score_records(
+    model: DnaMamba,
+    genome: GenomeStore,
+    records: Iterable[Variant],
+    *,
+    left: int | None,
+    right: int,
+    strands: str = "forward",
+) -> np.ndarray:
+    """Give the log-likelihood ratios (nats) of all alleles of records that can be scored, in their order.
+
+    Raises:
+        InputError: A REF is not in the genome.
+    """
+    nowhere = Path("records.vcf")
+    config = ScoreConfig(
+        model=nowhere, variants=nowhere, genome=genome.called, out=nowhere, left=left, right=right, strands=strands
+    )
+    survey = _Survey(config, genome)
+    survey.read(records)
+    return _score(model, genome, survey, config, None)[0]
 
 
 class _Progress:
@@ -283,72 +417,168 @@ def _score_contig(
     return score_alleles(model, read, length, alleles, left=left, right=right, distance=distance, on_bases=on_bases)
 
 
-def _write(config: ScoreConfig, file: VcfFile, scores: Sequence[Sequence[AltScore]]) -> None:
-    kind = format_of(config.out)
+@dataclass(frozen=True, slots=True)
+class AltScore:
+    """What is said about one ALT."""
+
+    alt: str
+    status: str
+    ratio: float | None
+    length_difference: int | None
+    distance: float | None = None
+
+
+def _scored(
+    config: ScoreConfig, survey: _Survey, ratios: np.ndarray, distances: np.ndarray
+) -> Iterator[tuple[Variant, list[AltScore]]]:
+    """Read the records again, each with what was found."""
+    at = number = records = 0
+    for record in VcfReader(config.variants):
+        some = []
+        records += 1
+        for alt in record.alts or (".",):
+            status = survey.statuses[at]
+            at += 1
+            if status != SCORED:
+                some.append(AltScore(alt, STATUSES[status], None, None))
+                continue
+            far = float(distances[number])
+            some.append(
+                AltScore(alt, "scored", float(ratios[number]), len(alt) - len(record.ref), None if far != far else far)
+            )
+            number += 1
+        yield record, some
+    assert (records, at, number) == (survey.num_records, len(survey.statuses), survey.num_scored), "the same file twice"
+
+
+def _header(config: ScoreConfig, old: Sequence[str]) -> list[str]:
+    """Give the header with lines that say what the scores are and how they were made."""
     left = "from the first base of the contig" if config.left is None else f"{config.left} bases"
     words = f"{MEANING}; left context {left}, right flank {config.right} bases, strands {config.strands}"
+    prefix = config.prefix
+    gone = (*(f"##INFO=<ID={name}," for name in config.replaced), f"##dna-mamba=<ID={prefix},")
+    directory, _ = find_model(config.model)
+    digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+
+    def quoted(text: object) -> str:
+        return '"' + str(text).replace("\\", "/").replace('"', "'").replace("\n", " ") + '"'
+
+    convention = "natural logarithm, ALT minus REF, bases 1-based as in VCF"
+    added = [
+        f"##dna-mamba=<ID={prefix},Model={quoted(config.model)},ModelSHA256={digest},Version={metadata.version('dna-mamba')},"
+        f"Genome={quoted(config.genome)},Command={quoted(config.command)},Convention={quoted(convention)}>",
+        info_line(f"{prefix}LLR", "A", "Float", words),
+        info_line(
+            f"{prefix}LEN", "A", "Integer", f"Bases of ALT minus bases of REF; {prefix}LLR compares only within one {prefix}LEN"
+        ),
+        info_line(
+            f"{prefix}STATUS", "A", "String",
+            "scored, or why not: star, symbolic, breakend, no_alt, ambiguous (a letter that says no base in ALT or REF, or in "
+            "the genome at REF), too_long, ref_mismatch, no_contig",
+        ),
+        *([info_line(f"{prefix}DIST", "A", "Float", DISTANCE_MEANING.format(prefix=prefix))] if config.distance else []),
+    ]  # fmt: skip
+    return [*(line for line in old[:-1] if not line.startswith(gone)), *added, old[-1]]
+
+
+def _write(config: ScoreConfig, survey: _Survey, ratios: np.ndarray, distances: np.ndarray) -> None:
+    rows = _scored(config, survey, ratios, distances)
+    kind = format_of(config.out)
     if kind in (".vcf", ".vcf.gz"):
-        header = [line for line in file.header[:-1] if not any(line.startswith(f"##INFO=<ID={name},") for name in OURS)]
-        header += [
-            info_line("DMLLR", "A", "Float", words),
-            info_line("DMLEN", "A", "Integer", "Bases of ALT minus bases of REF; DMLLR compares only within one DMLEN"),
-            info_line(
-                "DMSTATUS",
-                "A",
-                "String",
-                "scored, or why not: star, symbolic, breakend, ambiguous (no A C G T in ALT, or in the genome at REF), "
-                "too_long, ref_mismatch, no_alt",
-            ),
-            *([info_line("DMDIST", "A", "Float", DISTANCE_MEANING)] if config.distance else []),
-            file.header[-1],
-        ]
-        lines = [
-            with_info(variant, _fields(some, config.distance) if variant.alts else [], OURS)
-            for variant, some in zip(file.variants, scores, strict=True)
-        ]
-        text = "\n".join([*header, *lines]) + "\n"
-        with WholeFile(config.out) as path:
-            if kind == ".vcf":
-                path.write_text(text)
-            else:
-                from Bio.bgzf import BgzfWriter
-
-                with BgzfWriter(str(path), "wb") as packed:
-                    packed.write(text.encode())
+        _write_vcf(config, rows)
         return
-    rows = [
-        (
-            variant.contig,
-            str(variant.start + 1),
-            variant.columns[2],
-            variant.ref,
-            one.alt,
-            *(value for _, value in _fields([one], config.distance)),
-        )
-        for variant, some in zip(file.variants, scores, strict=True)
+    cells = (
+        (record.contig, record.start + 1, record.columns[2], record.ref, one.alt, *_values(config, one))
+        for record, some in rows
         for one in some
-    ]
-    columns = (*COLUMNS, *(name for name, _ in _fields([], config.distance)))
-    if kind == ".tsv":
-        write_table(config.out, columns, rows)
-        return
-    import pandas as pd
-
-    table = pd.DataFrame(rows, columns=list(columns))
-    table = table.astype({"pos": "int64"})
-    for name in {"DMLLR", "DMLEN", "DMDIST"} & set(columns):
-        table[name] = pd.to_numeric(table[name], errors="coerce")
+    )
+    columns = (*COLUMNS, *config.names)
     with WholeFile(config.out) as path:
-        table.to_parquet(path, index=False)
+        if kind == ".parquet":
+            _write_parquet(path, columns, cells)
+            return
+        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.writer(file, delimiter="\t", lineterminator="\n")
+            table.writerow(columns)
+            table.writerows(
+                tuple("." if cell is None else f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row)
+                for row in cells
+            )
 
 
-def _fields(some: Sequence[AltScore], distance: bool) -> list[tuple[str, str]]:
-    def numbers(values: list[float | None]) -> str:
-        return ",".join("." if value is None else f"{value:.9g}" for value in values)
+def _write_vcf(config: ScoreConfig, rows: Iterable[tuple[Variant, list[AltScore]]]) -> None:
+    header, replaced = _header(config, VcfReader(config.variants).header), config.replaced
 
-    return [
-        ("DMLLR", numbers([one.ratio for one in some])),
-        ("DMLEN", ",".join("." if one.length_difference is None else str(one.length_difference) for one in some)),
-        *([("DMDIST", numbers([one.distance for one in some]))] if distance else []),
-        ("DMSTATUS", ",".join(one.status for one in some)),
-    ]
+    def lines() -> Iterator[str]:
+        yield from header
+        for record, some in rows:
+            yield with_info(record, _fields(config, some) if record.alts else [], replaced)
+
+    with WholeFile(config.out) as path:
+        if config.out.name.endswith(".gz"):
+            from Bio.bgzf import BgzfWriter
+
+            with BgzfWriter(str(path), "wb") as packed:
+                for block in _blocks(lines()):
+                    packed.write(block)
+            return
+        with open(path, "wb") as file:
+            for block in _blocks(lines()):
+                file.write(block)
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[bytes]:
+    """Join lines into blocks of bytes; no more than one block, or line, is held."""
+    some: list[str] = []
+    size = 0
+    for line in lines:
+        some.append(line)
+        size += len(line) + 1
+        if size >= WRITE_AT_ONCE:
+            yield ("\n".join(some) + "\n").encode("utf-8", "surrogateescape")
+            some, size = [], 0
+    if some:
+        yield ("\n".join(some) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write one schema whatever the rows."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def kind(name: str) -> Any:
+        if name == "pos" or name.endswith("LEN"):
+            return pa.int64()
+        return pa.float64() if name.endswith(("LLR", "DIST")) else pa.string()
+
+    schema = pa.schema([(name, kind(name)) for name in columns])
+    with parquet.ParquetWriter(path, schema) as file:
+
+        def put(some: list[Sequence[Any]]) -> None:
+            arrays = [
+                pa.array([printable_text(cell) if isinstance(cell, str) else cell for cell in column], field.type)
+                for column, field in zip(zip(*some, strict=True), schema, strict=True)
+            ]
+            file.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+        waiting: list[Sequence[Any]] = []
+        for row in rows:
+            waiting.append(row)
+            if len(waiting) == ROWS_AT_ONCE:
+                put(waiting)
+                waiting = []
+        if waiting:
+            put(waiting)
+
+
+def _values(config: ScoreConfig, one: AltScore) -> tuple[Any, ...]:
+    distance = (one.distance,) if config.distance else ()
+    return (one.ratio, one.length_difference, *distance, one.status)
+
+
+def _fields(config: ScoreConfig, some: Sequence[AltScore]) -> list[tuple[str, str]]:
+    def text(value: Any) -> str:
+        return "." if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
+
+    columns = zip(*(_values(config, one) for one in some), strict=True)
+    return [(name, ",".join(map(text, column))) for name, column in zip(config.names, columns, strict=True)]

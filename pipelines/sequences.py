@@ -13,6 +13,7 @@ from dna_mamba.data.vocabulary import tokens_of_store
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import from_pretrained
+from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.pretrain import load_genome
 
@@ -47,7 +48,7 @@ def load_language_model(path: Path, device: str) -> DnaMamba:
         raise InputError(
             f"{path} was trained with a start token before each window; evaluate knows it, this command does not yet"
         )
-    return model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
+    return model.use_implementation(implementation_for(model.config, device)).to(device)
 
 
 def warn_if_longer(trained: int | None, bases: int, warn: Callable[[str], None] | None) -> None:
@@ -59,9 +60,16 @@ def warn_if_longer(trained: int | None, bases: int, warn: Callable[[str], None] 
         )
 
 
+BED_ENDINGS = (
+    *(".bed", ".bed3", ".bed4", ".bed5", ".bed6", ".bed9", ".bed12"),
+    *(".narrowpeak", ".broadpeak", ".gappedpeak", ".bedgraph", ".summits"),
+)
+"""Endings of files whose first three columns are those of BED."""
+
+
 def is_bed(path: str) -> bool:
     """Say whether a file names intervals, by its ending."""
-    return path.removesuffix(".gz").endswith(".bed")
+    return path.lower().removesuffix(".gz").removesuffix(".bgz").endswith(BED_ENDINGS)
 
 
 def open_sequences(
@@ -70,6 +78,8 @@ def open_sequences(
     window_bases: int | None = None,
     on_progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    *,
+    rna: bool = False,
 ) -> tuple[GenomeStore, list[Named]]:
     """Open a FASTA, GenBank file or store (each record is read), or a BED with its genome (each interval is).
 
@@ -79,6 +89,7 @@ def open_sequences(
         window_bases: Cut all into windows of this length, side by side; the last of each may be shorter.
         on_progress: Called while a FASTA is packed.
         warn: Called with sentences that deserve attention.
+        rna: Read U of a file as T.
 
     Raises:
         InputError: A file is at fault, an interval ends past its contig, or the genome is missing or too many.
@@ -87,11 +98,11 @@ def open_sequences(
     if bed and genome is None:
         raise InputError(f"{sequences} names intervals; say of which genome with --genome")
     if not bed and genome is not None:
-        raise InputError(f"--genome goes with a BED file; {sequences} does not end in .bed")
-    store = load_genome(str(genome) if bed else sequences, on_progress, warn)
+        raise InputError(f"--genome goes with a BED file; {sequences} does not end in .bed, .narrowPeak or the like")
+    store = load_genome(str(genome) if bed else sequences, on_progress, warn, rna=rna)
     if bed:
         whole: list[Named] = []
-        for line, interval, columns in read_bed(Path(sequences)):
+        for line, interval, columns in read_bed(Path(sequences), warn):
             where = f"{sequences}, line {line}"
             try:
                 length = store.contig(interval.contig).length
@@ -99,7 +110,7 @@ def open_sequences(
                 raise InputError(f"{where}: {error}") from None
             if interval.end > length:
                 raise InputError(f"{where}: {interval} ends past {interval.contig}, which has {length:,} bases")
-            whole.append((interval, columns[0] if columns else str(interval)))
+            whole.append((interval, columns[0] if columns and columns[0] not in ("", ".") else str(interval)))
     else:
         whole = [(Interval(c.name, 0, c.length), c.name) for c in store.manifest.contigs if c.length]
         if not whole:

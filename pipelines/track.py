@@ -14,16 +14,20 @@ import numpy as np
 
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval, merge, parse_region
+from dna_mamba.data.intervals import Interval, merge
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.vocabulary import BASE_BITS, STORE_T
+from dna_mamba.data.windows import known_bases
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_writable
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.sequences import find_device, load_language_model, warn_if_longer
 from dna_mamba.training.metrics import stream_losses
 
+MOST_PANELS = 20
+"""Of the picture."""
 POINTS = 2000
 """Of the picture; each is the mean of so many bases that they span the region."""
 
@@ -41,6 +45,7 @@ class TrackConfig:
     picture: Path | None = None
     left: int = 16_384
     """Bases read before each region, as context."""
+    rna: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -109,6 +114,7 @@ def run(
     say: Callable[[str], None] | None = None,
     on_progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    on_bases: Callable[[int, int], None] | None = None,
 ) -> TrackResult:
     """Score every base of the regions and write them.
 
@@ -117,20 +123,18 @@ def run(
     """
     started = time.monotonic()
     if config.out is not None and find_spec("pyBigWig") is None:
-        raise InputError(f"-o {config.out} needs pyBigWig; pip install 'dna-mamba[formats]', or take --picture alone")
+        raise InputError(f"-o {config.out} needs pyBigWig; pip install pyBigWig, or take --picture alone")
     device = find_device(config.device)
     model = load_language_model(config.model, device)
     check_writable(config.out, config.picture)
-    genome = load_genome(config.genome, on_progress, warn)
-    regions = [parse_region(text) for text in config.regions]
-    for region in regions:
-        length = genome.contig(region.contig).length
-        if region.end > length:
-            raise InputError(f"--region {region} ends past {region.contig}, which has {length:,} bases")
+    genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
+    regions = [genome.region(text) for text in config.regions]
     if not regions:
         regions = [Interval(c.name, 0, c.length) for c in genome.manifest.contigs if c.length]
     order = {contig.name: number for number, contig in enumerate(genome.manifest.contigs)}
     regions = sorted(merge(regions), key=lambda r: (order[r.contig], r.start))
+    if not known_bases(genome, regions):
+        raise InputError("the regions hold no A, C, G or T, so there is no value to write; name others")
     warn_if_longer(model.trained_bases, max(map(len, regions)), warn)
     if config.out is not None:
         _check_room(config.out, sum(map(len, regions)))
@@ -148,13 +152,18 @@ def run(
                 if bigwig is not None:
                     bigwig.add(region, offset, values)
                 picture.add(offset, values)
+                if on_bases:
+                    on_bases(len(values), sum(map(len, regions)))
                 known = values[~np.isnan(values)]
                 num_known, total = num_known + len(known), total + float(known.sum(dtype=np.float64))
         if bigwig is not None:
             bigwig.close(num_known)
     if config.picture is not None:
-        with WholeFile(config.picture) as path:
-            _draw(path, pictures)
+        drawn = config.picture
+        if config.out is not None:  # the track is there; a picture that fails is a remark
+            draw_or_say(lambda: _draw(drawn, pictures), drawn, warn)
+        else:
+            _draw(drawn, pictures)
     return TrackResult(
         num_bases=num_known,
         bits_per_base=total / num_known if num_known else math.nan,
@@ -222,16 +231,20 @@ class _BigWig:
 
 
 def _draw(path: Path, pictures: Sequence[_Picture]) -> None:
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+    from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(9, 0.6 + 2.0 * len(pictures)), dpi=150, layout="constrained")
+    left_out = len(pictures) - MOST_PANELS
+    pictures = pictures[:MOST_PANELS]
+    figure = figure_of(9, 0.6 + 2.0 * len(pictures))
     panels: Any = figure.subplots(len(pictures), squeeze=False)[:, 0]
+    if left_out > 0:
+        figure.suptitle(f"the first {MOST_PANELS} regions; {left_out:,} more are not drawn", fontsize=9)
     for axes, picture in zip(panels, pictures, strict=True):
         region, size, means = picture.region, picture.size, picture.means()
         axes.plot(region.start + (np.arange(len(means)) + 0.5) * size, means, linewidth=0.7)
         axes.axhline(2.0, color="grey", linestyle=":", linewidth=0.8)
         axes.set_ylabel("bits per base")
         axes.set_title(f"{region.contig}:{region.start + 1:,}-{region.end:,}, means of {size:,} bases", fontsize=9)
-        axes.ticklabel_format(style="plain", axis="x")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png")
+    save(figure, path)

@@ -38,7 +38,7 @@ def check_format(out: Path) -> None:
     needed = {".parquet": ("pyarrow",), ".h5ad": ("pandas", "anndata"), ".zarr": ("pandas", "anndata", "zarr")}
     missing = [name for name in needed.get(out.suffix, ()) if find_spec(name) is None]
     if missing:
-        raise InputError(f"-o {out} needs {' and '.join(missing)}; pip install 'dna-mamba[formats]', or write .npz")
+        raise InputError(f"-o {out} needs {' and '.join(missing)}; pip install {' '.join(missing)}, or write .npz")
     if out.is_dir() or (out.suffix == ".zarr" and out.exists()):
         words = "exists" if out.suffix == ".zarr" else "is a directory"
         raise InputError(f"-o {out} {words}; choose another name")
@@ -156,13 +156,17 @@ class UnfinishedVectors:
         return ((start, min(start + size, self.num_rows)) for start in range(0, self.num_rows, size))
 
 
-def write_file(vectors: UnfinishedVectors, columns: Columns) -> None:
+def write_file(vectors: UnfinishedVectors, columns: Columns, first_name: int = 0) -> None:
     """Write the output, whole or not at all, in the format that its ending names.
 
-    .npz and .parquet take memory for a piece of the rows; .h5ad and .zarr hold the columns of all rows.
+    .npz and .parquet take memory for a piece of the rows; .h5ad and .zarr hold the columns of all rows, and name rows by their
+    number in the whole run, from `first_name` on, so that joined shares have the names of the one run.
     """
     with WholeFile(vectors.out, vectors.folder) as path:
-        {".npz": _write_npz, ".parquet": _write_parquet}.get(vectors.out.suffix, _write_anndata)(path, vectors, columns)
+        if vectors.out.suffix in (".h5ad", ".zarr"):
+            _write_anndata(path, vectors, columns, first_name)
+        else:
+            (_write_npz if vectors.out.suffix == ".npz" else _write_parquet)(path, vectors, columns)
 
 
 def _write_npz(path: Path, vectors: UnfinishedVectors, columns: Columns) -> None:
@@ -205,7 +209,7 @@ def _write_parquet(path: Path, vectors: UnfinishedVectors, columns: Columns) -> 
             )
 
 
-def _write_anndata(path: Path, vectors: UnfinishedVectors, columns: Columns) -> None:
+def _write_anndata(path: Path, vectors: UnfinishedVectors, columns: Columns, first_name: int) -> None:
     import anndata
     import pandas as pd
 
@@ -214,7 +218,7 @@ def _write_anndata(path: Path, vectors: UnfinishedVectors, columns: Columns) -> 
     if vectors.num_rows:
         shape = (vectors.num_rows, vectors.width)
         X = np.asarray(np.memmap(vectors.folder / "vectors", np.float32, "r", shape=shape))
-    table = anndata.AnnData(X=X, obs=pd.DataFrame(rows, index=[str(i) for i in range(vectors.num_rows)]))
+    table = anndata.AnnData(X=X, obs=pd.DataFrame(rows, index=[str(first_name + i) for i in range(vectors.num_rows)]))
     if path.suffix == ".h5ad":
         table.write_h5ad(path)
     else:

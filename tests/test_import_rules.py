@@ -12,8 +12,8 @@ MAY_IMPORT = {
     "kernels": {"kernels"},
     "dna_mamba/data": {"data", "errors", "files", "signals"},
     "dna_mamba/model": {"kernels", "model", "errors", "files"},
-    "dna_mamba/training": {"kernels", "data", "model", "training", "errors", "files", "signals"},
-    "pipelines": {"kernels", "data", "model", "training", "pipelines", "errors", "files", "signals"},
+    "dna_mamba/training": {"kernels", "data", "model", "training", "errors", "files", "progress", "signals"},
+    "pipelines": {"kernels", "data", "model", "training", "pipelines", "errors", "files", "progress", "signals"},
 }
 OUTSIDE = {
     "kernels": {"torch", "numpy", "numba", "llvmlite", "triton"},

@@ -13,10 +13,11 @@ import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -30,7 +31,7 @@ from dna_mamba.data.genome import (
     file_sha256,
 )
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.unpack import CappedGzip, is_gzip, open_unpacked
+from dna_mamba.data.unpack import CappedGzip, check_bgzf_end, is_gzip, open_unpacked
 from dna_mamba.data.vocabulary import INVALID, OTHER, SOFT_MASK, fasta_table
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.files import sync_directory, write_synced
@@ -39,10 +40,6 @@ CHUNK = 1 << 20
 MAX_HEADER = 1 << 24
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes of all sources."""
-
-# an empty block that bgzip writes last: a file without it was cut, perhaps exactly between two blocks
-BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-
 
 HASHED_AT_ONCE = 1 << 16
 """Handing over to the thread takes longer than hashing fewer bytes; assemblies have contigs by the hundred thousand."""
@@ -302,21 +299,70 @@ def _no_header(path: Path, segment: bytes) -> str:
     return f"{path}, line {line}: no header, found {shown!r}; expected a FASTA file, a first line '>NAME'"
 
 
+class _GenBankLines(io.TextIOBase):
+    """The lines of a GenBank file that name records or hold their sequence, for Biopython to parse.
+
+    Programs differ in how they write annotation, and none of it is read here: what stands before the first record, blank lines,
+    features, comments and references are passed over, in whatever encoding they are.
+    """
+
+    KEPT = ("LOCUS", "ACCESSION", "VERSION", "ORIGIN", "CONTIG", "//")
+
+    def __init__(self, stream: io.BufferedIOBase):
+        self._lines = self._kept(io.TextIOWrapper(stream, encoding="latin-1"))  # type: ignore[type-var]
+
+    def _kept(self, lines: Iterable[str]) -> Iterator[str]:
+        begun, keep, in_sequence = False, False, False
+        for line in lines:
+            if not begun:
+                line = line.removeprefix("\xef\xbb\xbf")  # a byte-order mark
+            begun = begun or line.startswith("LOCUS")
+            if not begun or not line.strip():
+                continue
+            if not line[0].isspace():
+                keep = line.startswith(self.KEPT)
+                in_sequence = line.startswith("ORIGIN")
+                if line.startswith("LOCUS"):
+                    yield _upper_molecule(line)
+                    yield "DEFINITION  .\n"
+                    continue
+            elif not in_sequence and not keep:
+                continue
+            if keep or in_sequence:
+                yield line
+
+    def readline(self, size: int = -1) -> str:  # type: ignore[override]
+        return next(self._lines, "")
+
+    def read(self, size: int = -1) -> str:  # type: ignore[override]
+        return "" if size == 0 else "".join(self._lines)
+
+    def __next__(self) -> str:  # type: ignore[override]
+        return next(self._lines)
+
+
+def _upper_molecule(line: str) -> str:
+    """Write the kind of molecule of a LOCUS line in capitals; some programs write dna."""
+    return re.sub(r"(?i)(?<=\s)((?:ss-|ds-|ms-)?[a-z]{0,2}[dr]na)(?=\s)", lambda match: match[1].upper(), line, count=1)
+
+
 def _pack_genbank(path: Path, packer: _Packer) -> None:
     from Bio import BiopythonParserWarning, SeqIO
 
     try:
         _check_genbank_end(path)
-        with warnings.catch_warnings(), open_unpacked(path) as raw, io.TextIOWrapper(raw, encoding="ascii") as text:  # type: ignore[type-var]
+        with warnings.catch_warnings(), open_unpacked(path) as raw:
             found = False
-            warnings.simplefilter("error", BiopythonParserWarning)  # a length other than the LOCUS line's, say
-            for record in SeqIO.parse(text, "genbank"):
+            warnings.simplefilter("ignore", BiopythonParserWarning)
+            warnings.filterwarnings("error", message="Expected sequence length", category=BiopythonParserWarning)
+            for record in SeqIO.parse(_GenBankLines(raw), "genbank"):
                 found = True
-                packer.start(str(record.id), str(path))
+                name = str(record.id) if str(record.id).strip(".") not in ("", "<unknown id>") else str(record.name)
+                packer.start(name, str(path))
                 bad = packer.add(bytes(record.seq))
                 if bad is not None:
                     raise InputError(
-                        f"{path}, record {record.id!r}: found {_byte(bytes(record.seq), bad)} at base {bad + 1}; "
+                        f"{path}, record {name!r}: found {_byte(bytes(record.seq), bad)} at base {bad + 1}; "
                         f"expected the letters ACGT, N and IUPAC codes"
                     )
                 packer.finish(str(path))
@@ -337,9 +383,14 @@ def _check_genbank_end(path: Path) -> None:
         raise InputError(f"{path} is cut: it does not end with '//' as GenBank records do; copy or download it again")
 
 
-def _first_bytes(path: Path) -> bytes:
+LOCUS_LINE = re.compile(rb"^LOCUS\s+\S.*?\d+\s*(bp|rc)\b", re.M | re.I)
+
+
+def _is_genbank(path: Path) -> bool:
+    """Say whether a file is GenBank: its first line, or a later one after the head of a release's flat file, is LOCUS."""
     with open_unpacked(path) as stream:
-        return stream.read(5)
+        start = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start.startswith(b"LOCUS") or (not start.startswith((b">", b"@", b";")) and bool(LOCUS_LINE.search(start)))
 
 
 def _pack(path: Path, packer: _Packer, on_read: Callable[[int], None]) -> Source:
@@ -348,8 +399,8 @@ def _pack(path: Path, packer: _Packer, on_read: Callable[[int], None]) -> Source
         raise InputError(f"{path} is empty; expected a FASTA file, '>NAME' and lines of bases")
     try:
         if is_gzip(path):
-            _check_bgzf_end(path)
-        genbank = _first_bytes(path) == b"LOCUS"
+            check_bgzf_end(path)
+        genbank = _is_genbank(path)
         if genbank:
             _pack_genbank(path, packer)
             on_read(before.st_size)
@@ -368,17 +419,6 @@ def _pack(path: Path, packer: _Packer, on_read: Callable[[int], None]) -> Source
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise InputError(f"{path} changed while it was read; build again when it is complete")
     return Source(path=str(path.resolve()), size=before.st_size, modified_ns=before.st_mtime_ns, sha256=sha256)
-
-
-def _check_bgzf_end(path: Path) -> None:
-    with open(path, "rb") as file:
-        start = file.read(16)
-        if start[3:4] == b"\x04" and start[12:14] == b"BC":
-            file.seek(-min(len(BGZF_END), path.stat().st_size), os.SEEK_END)
-            if file.read() != BGZF_END:
-                raise InputError(
-                    f"{path} is cut: the block that ends every bgzip file is missing; copy or download it again"
-                )
 
 
 @contextmanager
@@ -533,7 +573,7 @@ def _build_locked(
         shutil.rmtree(building, ignore_errors=True)
         raise
     if warn and packer.num_uracil and not rna:
-        warn(f"{packer.num_uracil:,} letters U became N; genome build --rna reads them as T")
+        warn(f"{packer.num_uracil:,} letters U became N; --rna reads them as T")
     return GenomeStore.open(out)
 
 
@@ -549,6 +589,7 @@ def open_genome(
     path: str | os.PathLike[str],
     *,
     verify: bool = True,
+    rna: bool = False,
     on_progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> GenomeStore:
@@ -561,6 +602,7 @@ def open_genome(
     Args:
         path: The store or file.
         verify: Compare the bytes of a store; a copy in the cache always is.
+        rna: Read U of a file as T; a store is as it was packed.
         on_progress: Called while a file is packed.
         warn: Called with a sentence about U in the input.
 
@@ -578,8 +620,9 @@ def open_genome(
     state = path.stat()
     sha256 = file_sha256(path)
     identity = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{sha256}"
-    name = f"{path.name.split('.')[0][:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.dna"
-    store = _packed(path, cache_directory() / name, on_progress, warn)
+    kind = ".rna" if rna else ""
+    name = f"{path.name.split('.')[0][:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}{kind}.dna"
+    store = _packed(path, cache_directory() / name, rna, on_progress, warn)
     if [source.sha256 for source in store.manifest.sources] != [sha256]:  # replaced between the two readings
         shutil.rmtree(store.path)
         raise InputError(f"{path} changed while it was read; try again when it is complete")
@@ -587,15 +630,18 @@ def open_genome(
     return store
 
 
-def _packed(path: Path, out: Path, on_progress: Progress | None, warn: Callable[[str], None] | None) -> GenomeStore:
+def _packed(
+    path: Path, out: Path, rna: bool, on_progress: Progress | None, warn: Callable[[str], None] | None
+) -> GenomeStore:
     if out.exists():
         try:
             store = GenomeStore.open(out)
             store.verify()
             return store
         except InputError:  # a damaged copy of a file that we have: pack it again
-            return build([path], out, overwrite=True, wait=True, is_copy=True, on_progress=on_progress, warn=warn)
-    return build([path], out, wait=True, on_progress=on_progress, warn=warn)
+            options: dict[str, Any] = {"overwrite": True, "is_copy": True}
+            return build([path], out, rna=rna, wait=True, on_progress=on_progress, warn=warn, **options)
+    return build([path], out, rna=rna, wait=True, on_progress=on_progress, warn=warn)
 
 
 def can_fetch_indexed(path: Path) -> bool:
@@ -640,6 +686,20 @@ def _describes(path: Path, numbers: tuple[int, int, int, int], interval: Interva
     ends = span[width - 1 :: width]
     carriages = width - bases == 1 or bool((span[width - 2 :: width] == ord("\r")).all())
     return bool((ends == ord("\n")).all()) and others == ends.size and carriages
+
+
+def indexed_lengths(path: Path) -> dict[str, int]:
+    """Read the bases of each contig from the index beside a FASTA; `fetch_indexed` compares it with the file."""
+    found = {}
+    for line in Path(f"{path}.fai").read_text(encoding="utf-8", errors="replace").splitlines():
+        columns = line.split("\t")
+        if len(columns) > 1 and columns[1].isascii() and columns[1].isdecimal() and len(columns[1]) < 19:
+            found[columns[0]] = int(columns[1])
+    if not found:
+        raise InputError(
+            f"{path}.fai cannot be used: it has no row of a contig; make it again with samtools faidx, or remove it"
+        )
+    return found
 
 
 def fetch_indexed(path: Path, interval: Interval) -> str:

@@ -109,10 +109,11 @@ class _Steps(Sampler[int]):
 
 
 class PretrainingData(L.LightningDataModule):
-    """Feeds the steps from `first_step` on, in order, whatever the number of workers."""
+    """Feeds the steps from `first_step` on, in order, whatever the number of workers; pinned memory is for a GPU alone."""
 
-    def __init__(self, steps: TrainingSteps, *, first_step: int = 0, num_workers: int = 0):
+    def __init__(self, steps: TrainingSteps, *, first_step: int = 0, num_workers: int = 0, pin_memory: bool = False):
         super().__init__()
+        self.pin_memory = pin_memory
         self.steps = steps
         self.first_step = first_step
         self.num_workers = num_workers
@@ -125,7 +126,7 @@ class PretrainingData(L.LightningDataModule):
             sampler=_Steps(self.first_step, len(self.steps)),
             num_workers=self.num_workers,
             worker_init_fn=_leave_signals_to_the_run,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,  # which makes a context of the GPU
         )
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:

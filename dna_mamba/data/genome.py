@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy import add, bitwise_or, subtract
 
-from dna_mamba.data.intervals import Interval
+from dna_mamba.data.intervals import Interval, parse_region
 from dna_mamba.data.vocabulary import (
     BASE_BITS,
     EIGHT,
@@ -208,6 +208,10 @@ class GenomeStore:
     def num_bases(self) -> int:
         """Bases of all contigs, N included."""
         return int(self._lengths.sum())
+
+    def region(self, text: str) -> Interval:
+        """Read a region of this genome, as `parse_region` does."""
+        return parse_region(text, {contig.name: contig.length for contig in self.manifest.contigs})
 
     def contig(self, name: str) -> Contig:
         """Find a contig by name; the error names a similar one, as 'chr1' for '1'."""

@@ -2,12 +2,12 @@
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dna_mamba.data.unpack import open_text
-from dna_mamba.errors import InputError, check_regular
+from dna_mamba.data.unpack import check_bgzf_end, is_gzip, open_text
+from dna_mamba.errors import InputError, check_regular, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,51 +34,122 @@ class Interval:
         return f"{self.contig}:{self.start + 1}-{self.end}{strand}"
 
 
-_REGION = re.compile(r"(?P<contig>.+?):(?P<start>\d[\d,]{0,18})-(?P<end>\d[\d,]{0,18})")
+_REGION = re.compile(r"(?P<contig>.+):(?P<start>\d[\d,]{0,18})?(?P<to>-)?(?P<end>\d[\d,]{0,18})?")
 
 
-def parse_region(text: str) -> Interval:
-    """Read 'chr20:1,000,001-2,000,000', 1-based with both ends included as in samtools."""
-    match = _REGION.fullmatch(text.strip())
-    if match is None:
+def parse_region(text: str, lengths: Mapping[str, int]) -> Interval:
+    """Read a region as samtools does, 1-based with both ends included.
+
+    Args:
+        text: CONTIG, CONTIG:START, CONTIG:START-, CONTIG:-END or CONTIG:START-END; commas may stand in numbers. A contig's name
+            may hold colons.
+        lengths: Bases of each contig of the genome.
+
+    Raises:
+        InputError: It is none of these, the contig is not there, or it ends past it.
+    """
+    text = text.strip()
+    braces = re.fullmatch(r"\{(?P<contig>.+)\}(?P<rest>:[\d,-]*)?", text)
+    match = _REGION.fullmatch(text)
+    if (
+        braces is not None and braces["contig"] in lengths
+    ):  # {seq:1}:5-10, as in samtools, where a name could be a region
+        rest = braces["rest"]
+        inner = parse_region(f"x{rest}" if rest else "x", {"x": lengths[braces["contig"]]})
+        return Interval(braces["contig"], inner.start, inner.end)
+    if text in lengths:
+        if match is not None and match["contig"] in lengths:
+            raise InputError(
+                f"region {text!r} is a contig and a part of contig {match['contig']!r}: write {{{text}}} for the contig, or "
+                f"{{{match['contig']}}}{text[len(match['contig']) :]} for the part"
+            )
+        match = None
+    if match is None or (match["start"] is None and match["end"] is None):
+        contig, first, last = text, 1, None
+    else:
+        contig, first = match["contig"], int((match["start"] or "1").replace(",", ""))
+        last = None if match["end"] is None else int(match["end"].replace(",", ""))
+        if match["to"] is None and last is not None:
+            contig, first, last = text, 1, None  # no form of these
+    if contig not in lengths:
+        some = ", ".join(list(lengths)[:5]) + (", ..." if len(lengths) > 5 else "")
+        other = contig.removeprefix("chr") if contig.startswith("chr") else f"chr{contig}"
+        words = f"; did you mean {other!r}?" if other in lengths else nearest(contig, lengths)
         raise InputError(
-            f"region {text!r} is not CONTIG:START-END (1-based, both ends included), as in chr20:8000001-9000000"
+            f"region {text!r}: contig {contig!r} is not in the genome (it has {some}){words}; a region is CONTIG:START-END "
+            f"(1-based, both ends included), CONTIG:START- or CONTIG"
         )
-    start, end = (int(match[k].replace(",", "")) for k in ("start", "end"))
-    if start < 1 or start > end:
+    length = lengths[contig]
+    if first < 1 or (last is not None and first > last):
         raise InputError(f"region {text!r}: START must be at least 1 and at most END")
-    return Interval(match["contig"], start - 1, end)
+    if last is None:
+        last = length
+    if last > length or first > length:
+        raise InputError(f"region {text!r} ends past {contig}, which has {length:,} bases")
+    return Interval(contig, first - 1, last)
 
 
-def read_bed(path: Path) -> list[tuple[int, Interval, list[str]]]:
+def read_bed(path: Path, warn: Callable[[str], None] | None = None) -> list[tuple[int, Interval, list[str]]]:
     """Read a BED file, plain or gzipped, into line numbers, intervals and their columns from the fourth on.
 
-    Lines that are blank or start with '#', 'track' or 'browser' are passed over. Column 6 is the strand where it is
-    '+' or '-'.
+    BED3 to BED12, narrowPeak, broadPeak and the like: what follows the third column is carried along, to the byte. Columns are
+    separated by tabs, or by blanks where a line has no tab. Lines that are blank or start with '#', 'track' or 'browser' are
+    passed over; features of no length, which BED allows, are passed over and counted. Column 6 is the strand where it is '+'
+    or '-'.
 
     Raises:
         InputError: A line is no BED line; the message names file and line.
     """
     rows = []
+    empty: list[int] = []
+    num_blocks = num_strands = 0
     try:
         check_regular(path, "a BED file")
-        with open_text(path) as lines:
+        if is_gzip(path):
+            check_bgzf_end(path)
+        with open_text(path, errors="surrogateescape") as lines:
             for number, line in enumerate(lines, 1):
+                if "\0" in line:
+                    raise InputError(
+                        f"{path} is not text; a BED file has lines of CONTIG, START, END separated by tabs"
+                    )
                 line = line.rstrip("\n")
-                if not line.strip() or line.startswith("#") or line.split(maxsplit=1)[0] in ("track", "browser"):
+                if not line.strip() or line.startswith("#") or _is_setting(line):
                     continue
-                rows.append((number, *_parse_bed_line(line, f"{path}, line {number}")))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text; a BED file has lines of CONTIG, START, END separated by tabs") from error
+                found = _parse_bed_line(line, f"{path}, line {number}")
+                if found is None:
+                    empty.append(number)
+                else:
+                    rows.append((number, *found))
+                    more = found[1]
+                    num_strands += len(more) > 2 and more[2] not in ("+", "-", ".")
+                    num_blocks += len(more) == 9 and more[6].isdecimal() and int(more[6]) > 1
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if empty and warn:
+        warn(
+            f"{path}: {len(empty):,} features of no length (START equals END, the first in line {empty[0]}) hold no base and "
+            f"were passed over"
+        )
+    if num_strands and warn:
+        warn(f"{path}: {num_strands:,} rows have neither '+', '-' nor '.' as strand in column 6, and are read forward")
+    if num_blocks and warn:
+        warn(f"{path}: {num_blocks:,} rows have several blocks (BED12); each is read whole, from START to END")
+    if not rows and empty:
+        raise InputError(f"{path} holds features of no length alone (START equals END): there is no base in them")
     if not rows:
         raise InputError(f"{path} holds no interval; expected lines of CONTIG, START, END separated by tabs")
     return rows
 
 
-def _parse_bed_line(line: str, where: str) -> tuple[Interval, list[str]]:
-    columns = line.split("\t")
+def _is_setting(line: str) -> bool:
+    """Say whether a line is one for a browser: 'track' or 'browser' by itself, or followed by settings."""
+    words = line.split(maxsplit=2)
+    return words[0] in ("track", "browser") and not (len(words) > 1 and words[1].isdecimal())
+
+
+def _parse_bed_line(line: str, where: str) -> tuple[Interval, list[str]] | None:
+    columns = line.split("\t") if "\t" in line else line.split()
     if len(columns) < 3:
         raise InputError(
             f"{where}: {line[:60]!r} has {len(columns)} column(s); expected CONTIG, START, END separated by tabs"
@@ -87,8 +158,10 @@ def _parse_bed_line(line: str, where: str) -> tuple[Interval, list[str]]:
     if not all(number.isascii() and number.isdecimal() and len(number) <= 18 for number in (start, end)):
         start, end = start[:40], end[:40]
         raise InputError(f"{where}: START {start!r} and END {end!r} must be whole numbers, 0-based, end excluded")
-    if int(start) >= int(end):
-        raise InputError(f"{where}: START {start} is not below END {end}; BED is 0-based with the end excluded")
+    if int(start) == int(end):
+        return None
+    if int(start) > int(end):
+        raise InputError(f"{where}: START {start} lies behind END {end}; are the columns in order?")
     strand = columns[5] if len(columns) > 5 and columns[5] in ("+", "-") else "+"
     return Interval(contig, int(start), int(end), strand), columns[3:]
 

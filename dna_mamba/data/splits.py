@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval, merge, parse_region, read_bed, shared_bases, subtract
+from dna_mamba.data.intervals import Interval, merge, read_bed, shared_bases, subtract
 from dna_mamba.errors import InputError
 
 INTERVAL_BASES = 131_072
@@ -85,10 +85,10 @@ def split_from_regions(genome: GenomeStore, valid: Sequence[str], test: Sequence
     def read(texts: Sequence[str], option: str) -> list[Interval]:
         intervals = []
         for text in texts:
-            whole = text in genome.contigs or ":" not in text
-            interval = Interval(text, 0, genome.contig(text).length) if whole else parse_region(text)
-            _check(genome, interval, f"{option} {text}")
-            intervals.append(interval)
+            try:
+                intervals.append(genome.region(text))
+            except InputError as error:
+                raise InputError(f"{option}: {error}") from None
         return merge(intervals)
 
     held_out, tested = read(valid, "--valid"), read(test, "--test")

@@ -1,28 +1,52 @@
-"""Variants: VCF read line by line with every fault named, and written back with what was added."""
+"""Variants: VCF read record by record with every fault named, and written back with what was added."""
 
+import functools
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.unpack import open_text
+from dna_mamba.data.unpack import check_bgzf_end, is_gzip, open_text
+from dna_mamba.data.vocabulary import letters_of_store
 from dna_mamba.errors import InputError, check_regular
 
-LETTERS = re.compile(r"[ACGTNacgtn]+")
+CODES = {
+    "A": "A",
+    "C": "C",
+    "G": "G",
+    "T": "T",
+    "R": "AG",
+    "Y": "CT",
+    "S": "CG",
+    "W": "AT",
+    "K": "GT",
+    "M": "AC",
+    "B": "CGT",
+    "D": "AGT",
+    "H": "ACT",
+    "V": "ACG",
+    "N": "ACGT",
+}
+"""Bases that each IUPAC code may stand for. Source: NC-IUB 1984, table 1."""
+LETTERS = re.compile(r"[ACGTacgt]+")
 IUPAC = re.compile(r"[ACGTNRYSWKMBDHVacgtnryswkmbdhv]+")
-BREAKEND = r"(?:[A-Za-z]+(?P<one>[\[\]])[^\[\]\s,]+(?P=one)|(?P<other>[\[\]])[^\[\]\s,]+(?P=other)[A-Za-z]+)"
-OTHER_ALT = re.compile(rf"\*|\.|[A-Za-z]*<[^<>\s,]+>|{BREAKEND}|\.[A-Za-z]+|[A-Za-z]+\.")
-"""Alleles that say something else than bases. Source: VCF specification 4.3, sections 1.6.1 and 5.4."""
+PLACE = r"(?:<[^<>\s]+>|[^\[\]\s]+?):\d+"
+BREAKEND = rf"(?:(?:[A-Za-z]+|\.)(?P<one>[\[\]]){PLACE}(?P=one)|(?P<other>[\[\]]){PLACE}(?P=other)(?:[A-Za-z]+|\.))"
+OTHER_ALT = re.compile(rf"\*|\.|[A-Za-z]*<[^<>\s]+>|{BREAKEND}|\.[A-Za-z]+|[A-Za-z]+\.")
+"""Alleles that say something else than bases. Source: VCF specification 4.1 to 4.5, sections 1.6.1 and 5.4; a telomere is
+written with a dot for the missing sequence."""
+COLUMNS = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO")
+FEWEST_COLUMNS = 5
 MAX_POSITION = 2**31 - 1
 MAX_HEADER_BYTES = 1 << 28
-BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-"""The empty block that ends a bgzip file; without it the file was cut off. Source: SAM specification, section 4.1.2."""
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(NamedTuple):
     """A record of a VCF file."""
 
     line: int
@@ -34,7 +58,7 @@ class Variant:
     alts: tuple[str, ...]
     """As written; empty for '.'."""
     columns: tuple[str, ...]
-    """All columns as they stood."""
+    """The first eight as they stood, '.' for those of QUAL, FILTER and INFO that lack, and all that follows as one text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +71,17 @@ class VcfFile:
     variants: tuple[Variant, ...]
 
 
+@functools.lru_cache(maxsize=4096)
 def allele_status(alt: str) -> str | None:
-    """Say why an ALT cannot be scored: star, symbolic, breakend or ambiguous; None if it can."""
+    """Say why an ALT cannot be scored: star, symbolic, breakend, no_alt or ambiguous; None if it can.
+
+    A letter that says no base (N and the other IUPAC codes) adds nothing to a sum of log-likelihoods, so an allele that holds
+    one cannot be compared with bases: it is ambiguous.
+    """
     if alt == "*":
         return "star"
+    if alt == ".":
+        return "no_alt"
     if alt.endswith(">"):  # <DEL>, or T<ctg1>, an inserted contig
         return "symbolic"
     if "[" in alt or "]" in alt or alt.startswith(".") or alt.endswith("."):
@@ -58,118 +89,223 @@ def allele_status(alt: str) -> str | None:
     return None if LETTERS.fullmatch(alt) else "ambiguous"
 
 
-def read_vcf(path: Path) -> VcfFile:
-    """Read a VCF file, plain, gzip or bgzip.
+class VcfReader:
+    """Header and records of a VCF file, plain, gzip or bgzip; text is carried along to the byte, whatever its encoding.
+
+    Args:
+        path: The file.
+        warn: Called with sentences that deserve attention.
 
     Raises:
         InputError: It is missing, cut off, or no VCF; the message names the line and what is wrong in it.
     """
-    header: list[str] = []
-    variants: list[Variant] = []
-    header_bytes = 0
-    for number, line in _lines(path):
-        where = f"{path}, line {number}"
-        if not line.startswith("#"):
-            if not header or not header[-1].startswith("#CHROM"):
-                raise InputError(
-                    f"{where}: a record before the line #CHROM; a VCF begins with ##fileformat=VCF and #CHROM"
-                )
-            variants.append(_record(line, number, where))
-            continue
-        if variants:
-            raise InputError(f"{where}: a header line between records")
-        if not header and not line.startswith("##fileformat=VCF"):
-            raise InputError(f"{where}: {line[:40]!r} where a VCF has ##fileformat=VCFv4.x")
-        if header and header[-1].startswith("#CHROM"):
-            raise InputError(f"{where}: a header line after #CHROM")
-        if line.startswith("#CHROM") and line.split("\t")[:8] != [
-            "#CHROM",
-            "POS",
-            "ID",
-            "REF",
-            "ALT",
-            "QUAL",
-            "FILTER",
-            "INFO",
-        ]:
-            raise InputError(
-                f"{where}: #CHROM is followed by other columns than POS ID REF ALT QUAL FILTER INFO, tab-separated"
-            )
-        header.append(line)
-        header_bytes += len(line)
-        if header_bytes > MAX_HEADER_BYTES:
-            raise InputError(f"{path}: the header has more than {MAX_HEADER_BYTES:,} bytes; that is no VCF")
-    if not header or not header[-1].startswith("#CHROM"):
-        raise InputError(f"{path} has no line #CHROM; a VCF begins with ##fileformat=VCF and #CHROM")
-    return VcfFile(path=path, header=tuple(header), variants=tuple(variants))
+
+    def __init__(self, path: Path, warn: Callable[[str], None] | None = None):
+        self.path, self.warn = path, warn
+        self._lines = _lines(path, warn)
+        self.header, self._first = self._read_header()
+
+    def _read_header(self) -> tuple[tuple[str, ...], tuple[int, str] | None]:
+        header: list[str] = []
+        header_bytes = 0
+        for number, line in self._lines:
+            where = f"{self.path}, line {number}"
+            if not line.startswith("#"):
+                if not header or not header[-1].startswith("#CHROM"):
+                    raise InputError(
+                        f"{where}: a record before the line #CHROM; a VCF begins with ##fileformat=VCF and #CHROM"
+                    )
+                return tuple(header), (number, line)
+            if not header and not line.startswith("##fileformat=VCF"):
+                raise InputError(f"{where}: {line[:40]!r} where a VCF has ##fileformat=VCFv4.x")
+            if header and header[-1].startswith("#CHROM"):
+                raise InputError(f"{where}: a header line after #CHROM")
+            if line.startswith("#CHROM"):
+                names = line.split("\t")[: len(COLUMNS)]
+                if len(names) < FEWEST_COLUMNS or names != list(COLUMNS[: len(names)]):
+                    raise InputError(
+                        f"{where}: #CHROM is followed by other columns than POS ID REF ALT QUAL FILTER INFO, tab-separated"
+                    )
+                if len(names) < len(COLUMNS):
+                    line = "\t".join(COLUMNS)
+            header.append(line)
+            header_bytes += len(line)
+            if header_bytes > MAX_HEADER_BYTES:
+                raise InputError(f"{self.path}: the header has more than {MAX_HEADER_BYTES:,} bytes; that is no VCF")
+        if not header or not header[-1].startswith("#CHROM"):
+            raise InputError(f"{self.path} has no line #CHROM; a VCF begins with ##fileformat=VCF and #CHROM")
+        return tuple(header), None
+
+    def __iter__(self) -> Iterator[Variant]:
+        """Give the records, once."""
+        path = self.path
+        if self._first is not None:
+            number, line = self._first
+            yield _record(line, number, path)
+        for number, line in self._lines:
+            if line.startswith("#"):
+                raise InputError(f"{path}, line {number}: a header line between records")
+            yield _record(line, number, path)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_vcf(path: Path, warn: Callable[[str], None] | None = None) -> VcfFile:
+    """Read a VCF file into memory; see `VcfReader`."""
+    reader = VcfReader(path, warn)
+    return VcfFile(path=path, header=reader.header, variants=tuple(reader))
+
+
+def _lines(path: Path, warn: Callable[[str], None] | None) -> Iterator[tuple[int, str]]:
     try:
         check_regular(path, "a VCF file")
-        with open(path, "rb") as raw:
-            start = raw.read(18)
-            packed = start[:2] == b"\x1f\x8b"
-            if packed and start[12:14] == b"BC":
-                raw.seek(-min(len(BGZF_END), path.stat().st_size), 2)
-                if raw.read() != BGZF_END:
-                    raise InputError(
-                        f"{path} was cut off: it lacks the empty block that ends a bgzip file; copy it again"
-                    )
-        with open_text(path, newline="\n") as file:
+        if is_gzip(path):
+            check_bgzf_end(path)
+        with open_text(path, newline="\n", errors="surrogateescape") as file:
+            number = 0
             for number, line in enumerate(file, 1):
-                if not line.endswith("\n"):
-                    raise InputError(f"{path}, line {number}: the last line has no line end; the file was cut off")
+                if "\0" in line:
+                    raise InputError(f"{path} is not text; expected a VCF, plain or gzipped")
+                if "\r" in line[:-2]:
+                    raise InputError(f"{path}, line {number}: a line ends with CR alone; end lines with LF or CR LF")
+                if line[-1] != "\n" and warn:
+                    warn(
+                        f"{path}, line {number}: the last line has no line end; if the file was cut off, it is not whole"
+                    )
                 yield number, line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text; expected a VCF, plain or gzipped") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _record(line: str, number: int, where: str) -> Variant:
+def _record(line: str, number: int, path: Path) -> Variant:
     columns = line.split("\t", 8)  # what follows INFO stays one text: thousands of genotypes are not looked at
     if len(columns) < 8:
-        shown = "blank" if not line.strip() else f"{len(columns)} tab-separated columns"
-        raise InputError(f"{where}: {shown}, expected at least 8: CHROM POS ID REF ALT QUAL FILTER INFO")
+        if len(columns) < FEWEST_COLUMNS:
+            shown = "blank" if not line.strip() else f"{len(columns)} tab-separated columns"
+            raise InputError(
+                f"{path}, line {number}: {shown}, expected at least 5: CHROM POS ID REF ALT, and mostly QUAL FILTER INFO"
+            )
+        columns += ["."] * (8 - len(columns))
     contig, position, _, ref, alt = columns[:5]
     if not contig:
-        raise InputError(f"{where}: CHROM is empty; expected the name of a contig")
-    whole = position.isascii() and position.isdecimal() and len(position) <= 10
-    if not whole or int(position) > MAX_POSITION:
-        raise InputError(f"{where}: POS {position[:20]!r} is no position from 1 to 2^31 - 1")
-    if not IUPAC.fullmatch(ref):
-        raise InputError(f"{where}: REF {ref[:20]!r} is not letters of DNA; expected bases of the genome at POS")
-    alts = () if alt == "." else tuple(alt.split(","))
-    if any(not a for a in alts):
-        raise InputError(f"{where}: ALT {alt[:20]!r} has an empty allele")
+        raise InputError(f"{path}, line {number}: CHROM is empty; expected the name of a contig")
+    if not (position.isascii() and position.isdecimal() and len(position) <= 10 and int(position) <= MAX_POSITION):
+        raise InputError(f"{path}, line {number}: POS {position[:20]!r} is no position from 1 to 2^31 - 1")
+    if not _is_ref(ref):
+        raise InputError(
+            f"{path}, line {number}: REF {ref[:20]!r} is not letters of DNA; expected bases of the genome at POS"
+        )
+    return Variant(number, contig, int(position) - 1, ref, _alts(alt, number, path), tuple(columns))
+
+
+def _is_ref(ref: str) -> bool:
+    return IUPAC.fullmatch(ref) is not None
+
+
+def _alts(alt: str, number: int, path: Path) -> tuple[str, ...]:
+    if alt in _KNOWN_ALTS:  # nearly all
+        return _KNOWN_ALTS[alt]
+    alts = tuple(alt.split(","))
     for one in alts:
+        if not one:
+            raise InputError(f"{path}, line {number}: ALT {alt[:20]!r} has an empty allele")
         if not (IUPAC.fullmatch(one) or OTHER_ALT.fullmatch(one)):
             raise InputError(
-                f"{where}: ALT {one[:20]!r} is none of the alleles of VCF: letters of DNA, '*', '<NAME>' or a breakend"
+                f"{path}, line {number}: ALT {one[:20]!r} is none of the alleles of VCF: letters of DNA, '*', '<NAME>' or a "
+                f"breakend"
             )
-    return Variant(number, contig, int(position) - 1, ref, alts, tuple(columns))
+    return alts
+
+
+_KNOWN_ALTS: dict[str, tuple[str, ...]] = {
+    ".": (),
+    **{alt: (alt,) for alt in ("A", "C", "G", "T", "*", "<NON_REF>", "<*>")},
+}
 
 
 def reference_fault(genome: GenomeStore, variant: Variant) -> str | None:
     """Say what is wrong with a record's REF on this genome; None if it may be what stands there."""
-    if variant.contig not in genome.contigs:
+    contig, start, ref = variant.contig, variant.start, variant.ref
+    if contig not in genome.contigs:
         try:
-            genome.contig(variant.contig)
+            genome.contig(contig)
         except InputError as error:
             return str(error)
-    length = genome.contig(variant.contig).length
-    if variant.start < 0:
+    length = genome.contig(contig).length
+    if start < 0:
         return "POS 0 lies before the first base"
-    if variant.start + len(variant.ref) > length:
-        return f"REF ends past {variant.contig}, which has {length:,} bases"
-    from dna_mamba.data.intervals import Interval
-
-    found = genome.fetch(Interval(variant.contig, variant.start, variant.start + len(variant.ref)))
-    # N and other IUPAC codes, on either side, stand for a base that is not said
-    if all(a == b or a not in "ACGT" or b not in "ACGT" for a, b in zip(variant.ref.upper(), found, strict=True)):
+    if start + len(ref) > length:
+        return f"REF ends past {contig}, which has {length:,} bases"
+    found = letters_of_store(genome.stored(contig, start, start + len(ref)))
+    if found == ref:
         return None
-    return f"REF is {variant.ref[:20]}, the genome has {found[:20]}"
+    # where the genome says no base any may stand; a code must allow the base that stands there
+    if all(b == "N" or b in CODES[a] for a, b in zip(ref.upper(), found, strict=True)):
+        return None
+    return f"REF is {ref[:20]}, the genome has {found[:20]}"
+
+
+class Core(NamedTuple):
+    """What an allele changes, trimmed and moved left as far as it goes; one haplotype has one core, however it is spelled."""
+
+    start: int
+    """First reference base that is replaced, 0-based; of an insertion the base that it stands before."""
+    ref_bases: int
+    alt: str
+    """Letters that stand instead, upper case; REF and ALT may be empty, both if they are equal."""
+    moved: bool
+    """It was moved left."""
+
+
+LOOK_BACK = 256
+
+
+def core_of(genome: GenomeStore, contig: str, start: int, ref: str, alt: str) -> Core:
+    """Trim what REF and ALT share, and move insertions and deletions left along the genome as far as they go.
+
+    Args:
+        genome: Holds the contig; REF is known to fit it.
+        contig: Its name.
+        start: First base of REF, 0-based.
+        ref: Letters of the reference.
+        alt: Letters of the allele.
+
+    Source: Tan, Abecasis and Kang 2015, "Unified representation of genetic variants", algorithm 1.
+    """
+    ref, alt = ref.upper(), alt.upper()
+    shared, most = 0, min(len(ref), len(alt))
+    while shared < most and ref[-1 - shared] == alt[-1 - shared]:
+        shared += 1
+    ref, alt = ref[: len(ref) - shared], alt[: len(alt) - shared]
+    shared, most = 0, min(len(ref), len(alt))
+    while shared < most and ref[shared] == alt[shared]:
+        shared += 1
+    start, ref, alt = start + shared, ref[shared:], alt[shared:]
+    moved = 0
+    if bool(ref) != bool(alt):
+        moved = _steps_left(genome, contig, start, ref or alt)
+    if moved:
+        turn = moved % len(ref or alt)
+        start -= moved
+        if alt and turn:
+            alt = alt[-turn:] + alt[:-turn]
+    return Core(start, len(ref), alt, bool(moved))
+
+
+def _steps_left(genome: GenomeStore, contig: str, start: int, letters: str) -> int:
+    """Count the bases before a place that repeat these letters backwards: as many steps left give the same haplotype."""
+    steps, size = 0, LOOK_BACK
+    while steps < start:
+        first = max(0, start - steps - size)
+        before = letters_of_store(genome.stored(contig, first, start - steps))[::-1]
+        # step k meets the letter that stands k from the end of the letters, over and over
+        backwards = letters[::-1]
+        at = steps % len(letters)
+        expected = (backwards[at:] + backwards * (len(before) // len(letters) + 1))[: len(before)]
+        if before == expected:
+            steps, size = steps + len(before), min(4 * size, 1 << 20)
+            continue
+        a, b = np.frombuffer(before.encode(), np.uint8), np.frombuffer(expected.encode(), np.uint8)
+        return steps + int(np.argmax(a != b))
+    return steps
 
 
 def info_line(name: str, number: str, kind: str, description: str) -> str:
@@ -179,6 +315,13 @@ def info_line(name: str, number: str, kind: str, description: str) -> str:
 
 def with_info(variant: Variant, fields: Sequence[tuple[str, str]], names: frozenset[str]) -> str:
     """Give a record's line with INFO fields added; what stood there under one of these names goes."""
-    old = [f for f in variant.columns[7].split(";") if f not in ("", ".") and f.split("=")[0] not in names]
-    info = ";".join([*old, *(f"{name}={value}" for name, value in fields)])
-    return "\t".join([*variant.columns[:7], info or ".", *variant.columns[8:]])
+    columns = variant.columns
+    info, added = columns[7], ";".join([f"{name}={value}" for name, value in fields])
+    if info in (".", ""):
+        info = added or "."
+    elif info[-1] == ";" or any(name in info for name in names):
+        old = [f for f in info.split(";") if f not in ("", ".") and f.split("=")[0] not in names]
+        info = ";".join([*old, *([added] if added else [])]) or "."
+    elif added:
+        info = f"{info};{added}"
+    return "\t".join((*columns[:7], info, *columns[8:]))

@@ -36,14 +36,18 @@ def complement_table() -> np.ndarray:
     return np.frombuffer(_COMPLEMENT_TOKEN, np.uint8)[:VOCABULARY_SIZE].copy()
 
 
-def tokens_of(text: str) -> np.ndarray:
-    """Turn letters of either case into token ids (uint8); U is read as T, and IUPAC codes become N.
+def tokens_of(text: str, rna: bool = False) -> np.ndarray:
+    """Turn letters of either case into token ids (uint8) as a FASTA is read: IUPAC codes become N, and U too, unless it is T.
+
+    Args:
+        text: Letters.
+        rna: Read U as T.
 
     Raises:
         ValueError: A character is not an IUPAC letter of DNA.
     """
-    letters = text.encode("ascii", "replace").replace(b"U", b"T").replace(b"u", b"t")
-    stored = np.frombuffer(letters.translate(FASTA_TABLE), np.uint8)
+    letters = text.encode("ascii", "replace")
+    stored = np.frombuffer(letters.translate(RNA_TABLE if rna else FASTA_TABLE), np.uint8)
     if stored.size and stored.max() == INVALID:
         position = int(np.argmax(stored == INVALID))
         raise ValueError(
@@ -76,6 +80,11 @@ def reverse_complement_tokens(tokens: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.frombuffer(tokens.tobytes().translate(_COMPLEMENT_TOKEN), np.uint8)[::-1])
 
 
+def count_uracil(text: str) -> int:
+    """Count the letters U of either case."""
+    return text.count("U") + text.count("u")
+
+
 INVALID = 255
 OTHER = 16
 """Bit set by FASTA_TABLE on letters that become N without being N: the other IUPAC codes, and U unless it is read as T."""
@@ -93,4 +102,4 @@ def fasta_table(rna: bool = False) -> bytes:
     return bytes(table)
 
 
-FASTA_TABLE = fasta_table()
+FASTA_TABLE, RNA_TABLE = fasta_table(), fasta_table(rna=True)

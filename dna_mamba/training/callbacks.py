@@ -19,6 +19,7 @@ import torch
 from dna_mamba import signals
 from dna_mamba.errors import InputError, TerminatedError
 from dna_mamba.model.checkpoints.native import unshared_tensors
+from dna_mamba.progress import Line
 from dna_mamba.training import checkpoint
 from dna_mamba.training.language_model import LanguageModel, NotFiniteError, StepMetrics
 from dna_mamba.training.metrics import Score
@@ -350,40 +351,25 @@ def set_aside(paths: Sequence[Path]) -> None:
 
 
 class ProgressBar(L.Callback):
-    """A line with the share of the bases read, loss in bits per base, bases per second and the time left."""
+    """A line with the share of the steps done, the time left, loss in bits per base, bases per second and more, as it fits."""
 
     def __init__(self, console: Any):
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[words]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
         self.console = console
+        self.line = Line(console, "training", transient=False)
         self._smoothed: float | None = None
         self._window = 0
-        self._printed = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the bar."""
+        """Begin to count."""
         assert isinstance(pl_module, LanguageModel)
-        self._task = self.progress.add_task(
-            "training", total=pl_module.num_steps, completed=pl_module.counters.step, words=""
-        )
         self._started: float | None = None
         self._bases = 0
         self._shown = pl_module.counters.step
-        self.progress.start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar; without a terminal print a line now and then."""
+        """Move the bar; without a terminal print a line a minute."""
         assert isinstance(pl_module, LanguageModel)
         last = pl_module.last
         if last is None or last.step == self._shown:  # the numbers of a step on a GPU come one step later
@@ -398,25 +384,17 @@ class ProgressBar(L.Callback):
         else:
             self._bases += last.bases * since
         rate = self._bases / max(time.monotonic() - self._started, 1e-9)
-        words = (
-            f"{self._smoothed:.3f} bits/base  {rate:,.0f} bases/s  rate {last.learning_rate:.1e}  "
-            f"gradient {last.gradient_norm:.2f}  {peak_memory_gib():.1f} GiB"
-        )
-        self.progress.update(
-            self._task, completed=last.step, words=words, description=f"windows of {last.window_bases:,}"
-        )
-        if not self.console.is_terminal and time.monotonic() - self._printed > 15:
-            self._printed = time.monotonic()
-            share = 100 * last.step / pl_module.num_steps
-            self.console.print(
-                f"step {last.step}/{pl_module.num_steps} ({share:.0f} %)  windows of {last.window_bases:,}  {words}",
-                highlight=False,
-            )
+        parts = [
+            f"step {last.step:,}/{pl_module.num_steps:,}", f"{self._smoothed:.3f} bits/base", f"{rate:,.0f} bases/s",
+            f"windows of {last.window_bases:,}", f"gradient {last.gradient_norm:.2f}", f"rate {last.learning_rate:.1e}",
+            f"{peak_memory_gib():.1f} GiB",
+        ]  # fmt: skip
+        self.line.update(last.step, pl_module.num_steps, parts=parts)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the bar as it stands."""
-        self.progress.stop()
+        self.line.stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave the bar as it stands."""
-        self.progress.stop()
+        self.line.stop()

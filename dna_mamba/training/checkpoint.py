@@ -221,7 +221,7 @@ def load_optimizer_tensors(
 def rng_tensors() -> dict[str, Tensor]:
     """Give the state of torch's random number generators as bytes."""
     tensors = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # asking would make a context, which a run on the CPU has no use for
         tensors["cuda"] = torch.cuda.get_rng_state()
     return tensors
 
@@ -230,7 +230,7 @@ def load_rng_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
     """Set torch's random number generators."""
     try:
         torch.set_rng_state(tensors["cpu"])
-        if "cuda" in tensors and torch.cuda.is_available():
+        if "cuda" in tensors and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(tensors["cuda"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise InputError(f"{where}: rng.safetensors does not hold the state of torch's random numbers") from error

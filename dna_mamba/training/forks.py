@@ -37,10 +37,11 @@ class Allele:
     """What stands instead of some reference bases."""
 
     start: int
-    """First reference base that it replaces."""
+    """First reference base that it replaces; of an insertion the base that it stands before."""
     ref_bases: int
+    """None of an insertion."""
     tokens: np.ndarray
-    """Token ids of the alternate, uint8, at least one."""
+    """Token ids of the alternate, uint8; none of a deletion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ def _read_rows(
         Nats (B,) and the means (B, D), float64.
     """
     device = model.lm_head.weight.device
-    longest = max(len(row.tokens) for row in rows)
+    longest = max(1, *(len(row.tokens) for row in rows))  # a deletion without a flank leaves nothing to read
     padded = np.full((len(rows), longest), N, np.uint8)
     for number, row in enumerate(rows):
         padded[number, : len(row.tokens)] = row.tokens
@@ -117,6 +118,7 @@ def _read_rows(
             losses_BT = acgt_losses(model.head(vectors_BTD[:, : last - start]), tokens_BT[:, start + 1 : last + 1])
             counted_BT = places_T[: last - start] + 1 >= context_B1
             sums_B -= torch.where(counted_BT, losses_BT, 0.0).double().sum(1)
+    # NaN, and so no distance, where nothing is counted
     return sums_B, None if totals_BD is None else totals_BD / (length_B1 - context_B1)
 
 

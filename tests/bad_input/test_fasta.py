@@ -100,11 +100,11 @@ REFUSED = [
     Case(31, "FASTQ", b"@r\nACGT\n+\nIIII\n", "starts with '@' as FASTQ does"),
     Case(32, "binary", bytes(range(256)), "no header"),
     Case(32, "an ELF header", b"\x7fELF\x02\x01\x01" + bytes(64), "no header"),
-    Case(35, "bgzip without its end", bgzip(LONG, end=False), "the block that ends every bgzip file is missing"),
+    Case(35, "bgzip without its end", bgzip(LONG, end=False), "lacks the empty block that ends a bgzip file"),
     Case(36, "bgzip cut in a block", PACKED[: FIRST_BLOCK + 100] + bgzf._bgzf_eof, "is damaged"),
-    Case(36, "bgzip cut at its tail", PACKED[:-60], "is cut"),
+    Case(36, "bgzip cut at its tail", PACKED[:-60], "was cut off"),
     Case(36, "gzip cut", gzip.compress(LONG)[:-20], "is cut"),
-    Case(37, "bgzip cut between blocks", PACKED[:FIRST_BLOCK], "the block that ends every bgzip file is missing"),
+    Case(37, "bgzip cut between blocks", PACKED[:FIRST_BLOCK], "lacks the empty block that ends a bgzip file"),
     Case(38, "bgzip with a flipped bit", flipped(PACKED, 300), "is damaged: gzip says"),
     Case(38, "gzip with a flipped bit", flipped(gzip.compress(LONG), 60_000), "is damaged: gzip says"),
     Case(38, "gzip with rubbish", b"\x1f\x8b" + b"x" * 50, "is damaged"),
@@ -166,7 +166,7 @@ def test_row27_uracil_becomes_n_with_a_warning_or_t_on_request(tmp_path, capfd):
     source.write_text(">a\nACGUu\n")
     said = []
     assert build([source], tmp_path / "x.dna", warn=said.append).fetch(Interval("a", 0, 5)) == "ACGNN"
-    assert said == ["2 letters U became N; genome build --rna reads them as T"]
+    assert said == ["2 letters U became N; --rna reads them as T"]
     assert run_command("genome", "build", source, "--rna", "--out", tmp_path / "y.dna") == 0
     assert GenomeStore.open(tmp_path / "y.dna").fetch(Interval("a", 0, 5)) == "ACGTT"
     assert not capfd.readouterr().err

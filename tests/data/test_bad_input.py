@@ -142,13 +142,30 @@ def test_a_full_disk_is_said_and_leaves_nothing(write, tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("text", ["chr1", "chr1:5", "chr1:0-10", "chr1:10-9", "chr1:a-b", ""])
+LENGTHS = {"chr1": 100, "chr20": 3_000_000, "HLA:A*01": 9, "s": 50, "s:1-9": 30}
+
+
+@pytest.mark.parametrize(
+    "text", ["chr2", "chr1:0-10", "chr1:10-9", "chr1:a-b", "", "chr1:", "chr1:-", "chr1:1-101", "chr1:101-", "s:1-9"]
+)
 def test_a_malformed_region_is_refused(text):
     with pytest.raises(InputError, match=re.escape(repr(text))):
-        parse_region(text)
+        parse_region(text, LENGTHS)
 
 
 def test_regions_are_one_based_with_both_ends():
-    assert parse_region("chr20:1,000,001-2,000,000") == Interval("chr20", 1_000_000, 2_000_000)
-    assert parse_region("HLA:A*01:1-5") == Interval("HLA:A*01", 0, 5)
+    assert parse_region("chr20:1,000,001-2,000,000", LENGTHS) == Interval("chr20", 1_000_000, 2_000_000)
+    assert parse_region("HLA:A*01:1-5", LENGTHS) == Interval("HLA:A*01", 0, 5)
+
+
+@pytest.mark.parametrize("text, start, end", [
+    ("chr1", 0, 100), ("chr1:5", 4, 100), ("chr1:5-", 4, 100), ("chr1:-5", 0, 5), ("HLA:A*01", 0, 9), ("HLA:A*01:3-", 2, 9),
+    ("{s}:1-9", 0, 9), ("{s:1-9}", 0, 30), ("{s:1-9}:2-3", 1, 3),
+])  # fmt: skip
+def test_open_ends_and_whole_contigs_are_read_as_samtools_reads_them(text, start, end):
+    found = parse_region(text, LENGTHS)
+    assert (found.start, found.end) == (start, end) and text.lstrip("{").startswith(found.contig)
+
+
+def test_more_regions_are_one_based_with_both_ends():
     assert str(Interval("chr1", 0, 4)) == "chr1:1-4"

@@ -106,6 +106,9 @@ def fai(data: bytes) -> None:
                 assert found == letters[start:end]
 
 
+BOM = b"\xef\xbb\xbf"
+
+
 def bed(data: bytes) -> None:
     """Read a BED and a region."""
     _, content = packed(data)
@@ -117,7 +120,7 @@ def bed(data: bytes) -> None:
             rows = []
         assert all(0 <= interval.start < interval.end and number >= 1 for number, interval, _ in rows)
     try:
-        region = parse_region(data.decode("utf-8", "replace"))
+        region = parse_region(data.decode("utf-8", "replace"), {"chr1": 10**7, "HLA:A": 50})
     except InputError:
         return
     assert 0 <= region.start < region.end
@@ -134,10 +137,11 @@ def vcf(data: bytes) -> None:
             return
         if text.startswith(b"\x1f\x8b"):
             return
-        lines = [line.rstrip("\r") for line in text.decode().split("\n")[:-1]]
-        assert list(file.header) == lines[: len(file.header)]
+        lines = [line.rstrip("\r") for line in text.removeprefix(BOM).decode("utf-8", "surrogateescape").split("\n")]
+        lines = lines[:-1] if not lines[-1] else lines
+        assert list(file.header[:-1]) == lines[: len(file.header) - 1]
         for variant, line in zip(file.variants, lines[len(file.header) :], strict=True):
-            assert "\t".join(variant.columns) == line
+            assert list(variant.columns) == [*line.split("\t", 8), *"..."][: max(8, min(9, line.count("\t") + 1))]
             with_info(variant, [("DMLLR", "1")], frozenset({"DMLLR"}))
 
 

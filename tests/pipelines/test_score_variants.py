@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dna_mamba.data.build import build
-from dna_mamba.data.variants import BGZF_END, read_vcf
+from dna_mamba.data.unpack import BGZF_END
+from dna_mamba.data.variants import read_vcf
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
@@ -168,7 +169,7 @@ def test_codes_that_say_no_base_fit_and_reasons_come_before_references(place, tm
     rows = [
         ("c1", 10, "n", "N", "<DEL>", "."),
         ("c1", 20, "wrong", other(letters[19]), "<DUP>", "."),  # nothing is scored, so nothing has to fit
-        ("c1", 30, "iupac", "R" if letters[29] != "T" else "Y", other(letters[29]), "."),
+        ("c1", 30, "iupac", {"A": "R", "G": "R", "C": "Y", "T": "Y"}[letters[29]], other(letters[29]), "."),
     ]
     vcf = write_vcf(tmp_path / "v.vcf", rows)
     config = ScoreConfig(
@@ -247,7 +248,7 @@ def test_a_full_disk_is_told_with_the_name_and_leaves_nothing(place, tmp_path, m
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr("dna_mamba.pipelines.score_variants._blocks", full)
     with pytest.raises(InputError, match=r"the disk is full while writing .*o\.vcf; free space"):
         run(config)
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["v.vcf"]

@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from dna_mamba.errors import InputError, check_regular
+from dna_mamba.errors import InputError, check_regular, nearest
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import check_size, copy_tensors, unshared_tensors
 from dna_mamba.model.config import MAX_LAYERS, BackboneConfig
@@ -25,6 +26,51 @@ EMBEDDING = {MAMBA_SSM: "backbone.embedding.weight", TRANSFORMERS: "backbone.emb
 """The one name that differs; ours are those of state-spaces/mamba."""
 HEAD = "lm_head.weight"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""Put before every name by data parallelism, torch.compile, and modules that hold the model."""
+SIDE_FILE = "dna_mamba.json"
+"""Written beside an exported checkpoint: what its own format has no place for."""
+MAMBA_SSM_KEYS = {
+    *("d_model", "d_intermediate", "n_layer", "vocab_size", "ssm_cfg", "attn_layer_idx", "attn_cfg", "rms_norm"),
+    *("residual_in_fp32", "fused_add_norm", "pad_vocab_size_multiple", "tie_embeddings", "norm_epsilon", "model_type"),
+    *("architectures", "initializer_cfg", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
+}
+SSM_KEYS = {
+    *("layer", "d_state", "d_conv", "expand", "dt_rank", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor"),
+    *("conv_bias", "bias", "use_fast_path"),
+}
+TRANSFORMERS_KEYS = {
+    # read, or compared with what this model family has
+    *(
+        "architectures",
+        "model_type",
+        "hidden_size",
+        "num_hidden_layers",
+        "vocab_size",
+        "state_size",
+        "conv_kernel",
+        "expand",
+    ),
+    *("intermediate_size", "time_step_rank", "layer_norm_epsilon", "use_bias", "use_conv_bias", "hidden_act"),
+    *("tie_word_embeddings", "d_inner", "d_model", "n_layer", "rms_norm", "ssm_cfg"),
+    # of initialisation, precision and speed
+    *("initializer_range", "rescale_prenorm_residual", "residual_in_fp32", "time_step_floor", "time_step_init_scheme"),
+    *("time_step_max", "time_step_min", "time_step_scale", "use_associative_scan", "use_cache", "use_mambapy"),
+    *("fused_add_norm", "pad_vocab_size_multiple", "dtype", "torch_dtype", "use_bfloat16"),
+    # of the library, of tokenizers, and of generation, which older versions wrote here
+    *("_name_or_path", "transformers_version", "tokenizer_class", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("sep_token_id", "decoder_start_token_id", "unk_token_id", "id2label", "label2id", "num_labels", "problem_type"),
+    *("return_dict", "output_attentions", "output_hidden_states", "is_encoder_decoder", "is_decoder", "torchscript"),
+    *("add_cross_attention", "cross_attention_hidden_size", "chunk_size_feed_forward", "finetuning_task", "prefix"),
+    *("pruned_heads", "task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "bad_words_ids", "do_sample"),
+    *("begin_suppress_tokens", "diversity_penalty", "early_stopping", "encoder_no_repeat_ngram_size", "length_penalty"),
+    *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "max_length", "min_length"),
+    *("no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "temperature"),
+    *("remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "top_k", "top_p"),
+    *("typical_p",),
+}
+OFF = {"bidirectional": False, "rcps": False}
+"""Keys that other programs write for models of other kinds; read where they say that it is none."""
 VOCABULARY = 16
 
 
@@ -36,12 +82,26 @@ class Imported:
     format: str
     vocabulary_size: int
     """Of the checkpoint; the model has 16."""
+    tensors: dict[str, Tensor]
+    """Of the checkpoint, float32, by the names of state-spaces/mamba."""
 
 
 def _differs(where: str, key: str, value: Any, expected: Any) -> InputError:
     return InputError(
         f"{where}: {key} is {value!r}; this model family has {expected!r}, so the checkpoint cannot be read"
     )
+
+
+def _check_keys(config: dict[str, Any], known: set[str], where: str, name: str = "") -> None:
+    """Refuse keys that we do not know: one that changes the model must not be passed over."""
+    for key, value in config.items():
+        if key in known or value is None or (key in OFF and value == OFF[key]):
+            continue
+        full = f"{name}.{key}" if name else key
+        raise InputError(
+            f"{where}: {full} is {str(value)[:60]!r}, a setting that is not known here and may change the model, so the "
+            f"checkpoint is not read{nearest(key, known)}; take it out if it does not"
+        )
 
 
 def _integer(config: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
@@ -51,11 +111,24 @@ def _integer(config: dict[str, Any], key: str, where: str, default: int | None =
     return value
 
 
+def _epsilon(config: dict[str, Any], key: str, where: str) -> float:
+    eps = config.get(key, 1e-5)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise InputError(f"{where}: {key} is {eps!r}, expected a small number")
+    return eps
+
+
 def _of_mamba_ssm(config: dict[str, Any], where: str) -> tuple[BackboneConfig, int]:
     """Read the configuration of `MambaLMHeadModel`. Source: mamba_ssm/models/config_mamba.py and mixer_seq_simple.py."""
     inner = config.get("ssm_cfg") or {}
     if not isinstance(inner, dict):
         raise InputError(f"{where}: ssm_cfg is {inner!r}, expected a table")
+    if config.get("model_type") not in (None, "mamba", "mamba_ssm"):
+        raise _differs(where, "model_type", config["model_type"], "mamba_ssm")
+    if config.get("architectures") not in (None, ["MambaLMHeadModel"]):
+        raise _differs(where, "architectures", config["architectures"], ["MambaLMHeadModel"])
+    _check_keys(config, MAMBA_SSM_KEYS, where)
+    _check_keys(inner, SSM_KEYS, where, "ssm_cfg")
     for key, expected in (("rms_norm", True), ("tie_embeddings", True), ("d_intermediate", 0)):
         if config.get(key, expected) != expected:
             raise _differs(where, key, config[key], expected)
@@ -78,12 +151,21 @@ def _of_mamba_ssm(config: dict[str, Any], where: str) -> tuple[BackboneConfig, i
     layers, vocabulary = _integer(config, "n_layer", where), _integer(config, "vocab_size", where)
     multiple = _integer(config, "pad_vocab_size_multiple", where, 8)
     rows = -(-vocabulary // multiple) * multiple
-    return BackboneConfig(width=width, pattern="M" * min(layers, MAX_LAYERS + 1), mamba=mamba), rows
+    eps = _epsilon(config, "norm_epsilon", where)
+    return BackboneConfig(width=width, pattern="M" * min(layers, MAX_LAYERS + 1), mamba=mamba, norm_eps=eps), rows
 
 
 def _of_transformers(config: dict[str, Any], where: str) -> tuple[BackboneConfig, int]:
     """Read the configuration of `MambaForCausalLM`. Source: transformers/models/mamba/configuration_mamba.py."""
-    for key, expected in (("use_bias", False), ("use_conv_bias", True), ("hidden_act", "silu")):
+    if any(name not in ("MambaForCausalLM", "MambaModel") for name in config.get("architectures") or ()):
+        raise _differs(where, "architectures", config["architectures"], ["MambaForCausalLM"])
+    _check_keys(config, TRANSFORMERS_KEYS, where)
+    settled: tuple[tuple[str, Any], ...] = (
+        *(("use_bias", False), ("use_conv_bias", True), ("hidden_act", "silu"), ("rms_norm", True), ("ssm_cfg", {})),
+        *(("d_model", config.get("hidden_size")), ("n_layer", config.get("num_hidden_layers"))),
+        ("d_inner", config.get("intermediate_size", config.get("d_inner"))),
+    )
+    for key, expected in settled:
         if config.get(key, expected) != expected:
             raise _differs(where, key, config[key], expected)
     if config.get("tie_word_embeddings", True) is not True:
@@ -94,9 +176,7 @@ def _of_transformers(config: dict[str, Any], where: str) -> tuple[BackboneConfig
     rank = config.get("time_step_rank", "auto")
     if rank not in ("auto", math.ceil(width / 16)):
         raise _differs(where, "time_step_rank", rank, math.ceil(width / 16))
-    eps = config.get("layer_norm_epsilon", 1e-5)
-    if not isinstance(eps, float) or not 0 < eps < 1:
-        raise InputError(f"{where}: layer_norm_epsilon is {eps!r}, expected a small number")
+    eps = _epsilon(config, "layer_norm_epsilon", where)
     mamba = MambaConfig(
         num_states=_integer(config, "state_size", where, 16),
         expansion=expansion,
@@ -140,12 +220,57 @@ def read_config(path: Path) -> tuple[str, dict[str, Any], BackboneConfig, int]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read model.safetensors, or pytorch_model.bin with weights_only: nothing in it is executed.
+    """Read model.safetensors, or pytorch_model.bin with weights_only: nothing in it is executed; or all the shards of either.
+
+    Returns:
+        The tensors by name, without what data parallelism, torch.compile or a module around the model put before the names, and
+        with backbone. before those of a bare MambaModel.
 
     Raises:
         InputError: There is neither, or it is damaged, or it holds more than tensors.
     """
+    found = _read_files(path)
+    for prefix in PREFIXES:
+        while found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    if found and not any(name.startswith("backbone.") for name in found) and "norm_f.weight" in found:
+        found = {name if name == HEAD else f"backbone.{name}": tensor for name, tensor in found.items()}
+    return found
+
+
+def _read_files(path: Path) -> dict[str, Tensor]:
     for name in WEIGHTS:
+        index = path / f"{name}.index.json"
+        if index.exists() and (path / name).exists():
+            raise InputError(
+                f"{path} holds both {name} and {index.name}, which names shards; move away the one that is old"
+            )
+        if index.exists():
+            return _read_shards(path, index)
+    return _read_one(path, WEIGHTS)
+
+
+def _read_shards(path: Path, index: Path) -> dict[str, Tensor]:
+    check_regular(index, "JSON")
+    try:
+        of_tensor = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(of_tensor.values()))
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("a shard lies elsewhere")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{index} does not say which shard holds which tensor: {error}") from error
+    found: dict[str, Tensor] = {}
+    for name in names:
+        if not (path / name).is_file():
+            raise InputError(f"{path} lacks the shard {name!r} that {index.name} names; copy it too")
+        found |= _read_one(path, (name,))
+    if missing := sorted(set(of_tensor) - set(found)):
+        raise InputError(f"{path}: no shard holds the tensor {missing[0]!r} that {index.name} names")
+    return found
+
+
+def _read_one(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    for name in names:
         file = path / name
         check_regular(file, "a file of weights")
         if not file.is_file():
@@ -170,7 +295,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
             raise InputError(f"{file} holds no table of tensors")
         return found
-    raise InputError(f"{path} has no {' or '.join(WEIGHTS)}; a checkpoint in several shards must be joined first")
+    raise InputError(f"{path} has no {' or '.join(names)}")
 
 
 def _check_zip(file: Path) -> None:
@@ -198,7 +323,14 @@ def import_checkpoint(path: Path, token_ids: tuple[int, ...] | None = None) -> I
     kind, _, backbone, rows = read_config(path)
     loaded = read_tensors(path)
     check_size(backbone, loaded, str(path))
+    for name, tensor in loaded.items():
+        if not tensor.is_floating_point():
+            raise InputError(
+                f"{path}: {name!r} holds {tensor.dtype}, expected floating-point numbers; a quantized checkpoint must be "
+                f"written out in full first"
+            )
     tensors = {name: tensor.float() for name, tensor in loaded.items()}
+    foreign = {(EMBEDDING[MAMBA_SSM] if name == EMBEDDING[kind] else name): value for name, value in tensors.items()}
     name = EMBEDDING[kind]
     if name not in tensors:
         raise InputError(f"{path} lacks the tensor {name!r}")
@@ -228,7 +360,7 @@ def import_checkpoint(path: Path, token_ids: tuple[int, ...] | None = None) -> I
         own_VD[7:12] = embedding_VD[list(token_ids)]
     model = DnaMamba(backbone)
     copy_tensors(model, {**tensors, EMBEDDING[MAMBA_SSM]: own_VD}, str(path))
-    return Imported(model=model.eval(), format=kind, vocabulary_size=rows)
+    return Imported(model=model.eval(), format=kind, vocabulary_size=rows, tensors=foreign)
 
 
 def tensors_for(model: DnaMamba, kind: str) -> dict[str, Tensor]:
