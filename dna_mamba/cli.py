@@ -6,7 +6,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -1349,15 +1350,42 @@ def _parse_shapes(shape: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
     return shapes
 
 
+def _bench(run: Callable[..., Any], json: bool) -> None:
+    """Run a benchmark; its rows are shown as they come, as lines of the JSON document or on stderr, then all in one table."""
+    from dna_mamba.files import json_text
+    from dna_mamba.pipelines import reports
+
+    begun = False
+
+    def on_row(row: dict[str, Any]) -> None:
+        nonlocal begun
+        if json:
+            print((", " if begun else '{"as_they_came": [\n') + json_text(row, default=str), flush=True)
+            begun = True
+            return
+        numbers = (
+            f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+        )
+        _say("  " + "; ".join(list(numbers)[:4]))
+
+    result = run(on_phase=_say, on_row=on_row)
+    if not json:
+        stdout.print(reports.bench_as_table(result))
+        return
+    print(
+        ("" if begun else '{"as_they_came": [')
+        + "], "
+        + json_text(reports.bench_as_dict(result), indent=1, default=str)[1:]
+    )
+
+
 def _bench_kernels(
     what: str, *, shape: tuple[str, ...] = (), alone: bool = False, json: bool = False, **options: Any
 ) -> None:
     from dna_mamba.pipelines import benchmark_kernels as pipeline
-    from dna_mamba.pipelines import reports
 
     config = pipeline.KernelBenchConfig(what=what, shapes=_parse_shapes(shape), competitors=not alone, **options)
-    result = pipeline.run(config, on_phase=_say)
-    _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+    _bench(partial(pipeline.run, config), json)
 
 
 @bench_app.command
@@ -1409,7 +1437,6 @@ def scan(
                        alone=alone, json=json)  # fmt: skip
         return
     from dna_mamba.pipelines import benchmark as pipeline
-    from dna_mamba.pipelines import reports
 
     if precision not in ("auto", "fp32"):
         raise InputError(f"--precision {precision!r}: on a CPU the scan is timed in fp32; leave it out")
@@ -1419,13 +1446,10 @@ def scan(
     if len(shapes) > 1:
         raise InputError(f"--shape {' '.join(shape)}: on a CPU one shape at a time")
     sequences, channels, length = shapes[0]
-    result = pipeline.run_scan(
-        pipeline.ScanBenchConfig(
-            batch=sequences, length=length, channels=channels, states=states, repeats=repeats, extras=with_
-        ),
-        on_phase=_say,
+    config = pipeline.ScanBenchConfig(
+        batch=sequences, length=length, channels=channels, states=states, repeats=repeats, extras=with_
     )
-    _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+    _bench(partial(pipeline.run_scan, config), json)
 
 
 @bench_app.command
@@ -1594,14 +1618,12 @@ def train(
         Print JSON.
     """
     from dna_mamba.pipelines import benchmark_training as pipeline
-    from dna_mamba.pipelines import reports
 
     config = pipeline.TrainBenchConfig(
         models=model, lengths=seq_len, bases_per_step=bases_per_step, piece_bases=_piece_bases(piece_len),
         recomputed_layers=recomputed_layers, device=device, precision=precision, repeats=repeats, profile=profile,
     )  # fmt: skip
-    result = pipeline.run(config, on_phase=_say)
-    _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+    _bench(partial(pipeline.run, config), json)
 
 
 @bench_app.command(name="species")
@@ -1666,7 +1688,6 @@ def bench_score(
         Print JSON.
     """
     from dna_mamba.pipelines import benchmark_score as pipeline
-    from dna_mamba.pipelines import reports
 
     config = pipeline.ScoreBenchConfig(
         model=model,
@@ -1678,8 +1699,7 @@ def bench_score(
         batch=batch,
         device=device,
     )
-    result = pipeline.run(config, on_phase=_say)
-    _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+    _bench(partial(pipeline.run, config), json)
 
 
 @bench_app.command(name="genome")
@@ -1694,10 +1714,29 @@ def bench_genome(*, megabases: int = 32, json: Flag = False) -> None:
         Print JSON.
     """
     from dna_mamba.pipelines import benchmark as pipeline
-    from dna_mamba.pipelines import reports
 
-    result = pipeline.run_genome(pipeline.GenomeBenchConfig(megabases=megabases), on_phase=_say)
-    _print_json(reports.bench_as_dict(result)) if json else stdout.print(reports.bench_as_table(result))
+    _bench(partial(pipeline.run_genome, pipeline.GenomeBenchConfig(megabases=megabases)), json)
+
+
+@bench_app.command(name="vcf")
+def bench_vcf(
+    *, records: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (100_000, 1_000_000),
+    samples: int = 1, json: Flag = False,
+) -> None:  # fmt: skip
+    """Time reading and writing of VCF by score, nothing in it to be scored, beside bcftools view, as ratios of one run.
+
+    Parameters
+    ----------
+    records
+        Records of the files that are made up for it, one or more numbers; memory is printed for each.
+    samples
+        Samples a record.
+    json
+        Print JSON.
+    """
+    from dna_mamba.pipelines import benchmark_vcf as pipeline
+
+    _bench(partial(pipeline.run, pipeline.VcfBenchConfig(records=records, samples=samples)), json)
 
 
 FAULTS_OF_THE_PLACE = (

@@ -1,11 +1,15 @@
 """Measure on this machine, ours beside others, on the same inputs in one run."""
 
+import contextlib
 import multiprocessing
+import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +64,53 @@ class BenchResult:
     hardware: str
     versions: dict[str, str]
     rows: tuple[dict[str, Any], ...]
+
+
+OnRow = Callable[[dict[str, Any]], None]
+
+
+class Rows(list[dict[str, Any]]):
+    """Measurements, handed on as they come, so that a benchmark that is stopped has said what it found.
+
+    Args:
+        on_row: Called with each row when it is added.
+    """
+
+    def __init__(self, on_row: OnRow | None = None):
+        super().__init__()
+        self._on_row = on_row or (lambda row: None)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row and hand it on."""
+        super().append(row)
+        self._on_row(row)
+
+    def extend(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add rows one by one."""
+        for row in rows:
+            self.append(row)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what a competitor, its compiler or its processes print out of the output of a benchmark."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(nowhere)
 
 
 def make_result(title: str, device: str, rows: Sequence[dict[str, Any]]) -> BenchResult:
@@ -152,13 +203,15 @@ def _scan_calls(inputs: dict[str, Tensor], implementation: str) -> tuple[Callabl
     return forward, both
 
 
-def run_scan(config: ScanBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
+def run_scan(
+    config: ScanBenchConfig, *, on_phase: Callable[[str], None] | None = None, on_row: OnRow | None = None
+) -> BenchResult:
     """Time forward and forward+backward of every implementation that runs on a CPU."""
     say = on_phase or (lambda words: None)
     implementations = ["naive", "cpu"]
     inputs = scan_inputs(config.batch, config.length, config.channels, config.states)
     size = sum(tensor.numel() * 4 for tensor in inputs.values())
-    rows: list[dict[str, Any]] = []
+    rows = Rows(on_row)
     for name in implementations:
         say(f"{name}: {config.batch} x {config.length:,} positions, {config.channels} channels, {config.states} states")
         forward, both = _scan_calls(inputs, name)
@@ -235,7 +288,9 @@ def _transformers(say: Callable[[str], None]) -> list[dict[str, Any]]:
     return rows
 
 
-def run_genome(config: GenomeBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
+def run_genome(
+    config: GenomeBenchConfig, *, on_phase: Callable[[str], None] | None = None, on_row: OnRow | None = None
+) -> BenchResult:
     """Pack a random genome and read windows from it, beside pyfaidx decoding to the same codes."""
     import pyfaidx
 
@@ -246,7 +301,7 @@ def run_genome(config: GenomeBenchConfig, *, on_phase: Callable[[str], None] | N
     say = on_phase or (lambda words: None)
     generator = np.random.default_rng(0)
     num_bases = config.megabases * 2**20
-    rows: list[dict[str, Any]] = []
+    rows = Rows(on_row)
     code_of = np.full(256, 11, np.uint8)
     for value, letter in enumerate("ACGT"):
         code_of[ord(letter)] = code_of[ord(letter.lower())] = 7 + value

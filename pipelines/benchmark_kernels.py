@@ -24,7 +24,7 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.model.generation import CapturedStep, Draw, SamplingConfig, captured
 from dna_mamba.model.mixers.mamba import MambaConfig
-from dna_mamba.pipelines.benchmark import BenchResult, make_result
+from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result, quiet
 
 TOO_SLOW_SECONDS = 10.0
 TOO_SLOW_TO_COMPILE_SECONDS = 90.0
@@ -83,6 +83,7 @@ class _Bench:
     say: Callable[[str], None]
     busy: Tensor
     """Memory to write to, for about a millisecond."""
+    on_row: OnRow | None = None
 
     @property
     def implementations(self) -> tuple[str, ...]:
@@ -157,6 +158,16 @@ class _Bench:
     ) -> dict[str, Any]:
         """Time forward, and forward and backward, of what make gives for inputs of its own."""
         self.say(name)
+        with quiet():
+            return self._row(name, make, input_bytes, floors_ms)
+
+    def _row(
+        self,
+        name: str,
+        make: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]],
+        input_bytes: float,
+        floors_ms: tuple[float, float] | None,
+    ) -> dict[str, Any]:
         row: dict[str, Any] = {"what": name}
         torch.manual_seed(0)  # so that all see the same numbers
         try:
@@ -218,7 +229,9 @@ def _within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def run(config: KernelBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
+def run(
+    config: KernelBenchConfig, *, on_phase: Callable[[str], None] | None = None, on_row: OnRow | None = None
+) -> BenchResult:
     """Measure the ceilings, then time what is asked for."""
     device = config.device
     if device == "auto":
@@ -236,7 +249,7 @@ def run(config: KernelBenchConfig, *, on_phase: Callable[[str], None] | None = N
         torch.cuda.empty_cache()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     busy = torch.empty(2**31 if device == "cuda" else 0, dtype=torch.uint8, device=device)
-    bench = _Bench(device, dtype, config, *rates, say, busy)
+    bench = _Bench(device, dtype, config, *rates, say, busy, on_row)
     functions = {"scan": _scan, "conv": _conv, "norm": _norm, "loss": _loss, "step": _step, "block": _block}
     torch.manual_seed(0)
     rows = functions[config.what](bench)
@@ -282,7 +295,7 @@ def scan_leaves(bench: _Bench, batch: int, channels: int, length: int) -> dict[s
 
 
 def _scan(bench: _Bench) -> list[dict[str, Any]]:
-    rows = []
+    rows = Rows(bench.on_row)
     states = bench.config.states
     for batch, channels, length in _shapes(bench):
         elements, size = batch * channels * length, bench.dtype.itemsize
@@ -315,7 +328,7 @@ def _scan(bench: _Bench) -> list[dict[str, Any]]:
         else:
             rows.append(bench.row(f"{name} naive", functools.partial(make, "naive"), input_bytes, floors))
         if bench.device == "cuda":
-            rows.extend(_scan_competitors(bench, name, batch, channels, length))
+            rows += _scan_competitors(bench, name, batch, channels, length)  # handed on already
     return rows
 
 
@@ -335,7 +348,7 @@ def _seconds_of_naive(bench: _Bench, batch: int, channels: int, states: int) -> 
 
 def _scan_competitors(bench: _Bench, name: str, batch: int, channels: int, length: int) -> list[dict[str, Any]]:
     elements, states = batch * channels * length, bench.config.states
-    rows: list[dict[str, Any]] = []
+    rows = Rows(bench.on_row)
     free = torch.cuda.mem_get_info()[0]
     what = f"{name} associative_scan, compiled"
     if 16 * elements * states > free:  # decays and inputs of every state, read and written, in float32
@@ -423,7 +436,7 @@ def _official(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
 
 
 def _conv(bench: _Bench) -> list[dict[str, Any]]:
-    rows = []
+    rows = Rows(bench.on_row)
     for batch, channels, length in _shapes(bench):
         elements, size = batch * channels * length, bench.dtype.itemsize
         name = f"({batch}, {channels}, {length:,})"
@@ -473,7 +486,7 @@ def _official_conv(bench: _Bench, batch: int, channels: int, length: int) -> tup
 
 
 def _norm(bench: _Bench) -> list[dict[str, Any]]:
-    rows = []
+    rows = Rows(bench.on_row)
     num_rows, widths = (2**20, (128, 256, 1024)) if bench.device == "cuda" else (2**14, (64, 128))
     for width in widths:
         elements, size = num_rows * width, bench.dtype.itemsize
@@ -508,7 +521,7 @@ def _loss(bench: _Bench) -> list[dict[str, Any]]:
     if bench.bytes_a_second is not None:  # back: read the logits, write their gradient
         forward = bench.bytes_ms(num_rows * (16 * 4 + 1 + 4 + 4))
         floors = (forward, forward + bench.bytes_ms(num_rows * (2 * 16 * 4 + 1 + 4)))
-    rows = []
+    rows = Rows(bench.on_row)
 
     def make(implementation: str) -> tuple:
         leaf = {"logits_BTV": bench.normal(1, num_rows, 16, dtype=torch.float32).requires_grad_()}
@@ -529,7 +542,7 @@ def _loss(bench: _Bench) -> list[dict[str, Any]]:
 
 def _step(bench: _Bench) -> list[dict[str, Any]]:
     """One base of every sequence through the whole model, as called and as one CUDA graph."""
-    rows: list[dict[str, Any]] = []
+    rows = Rows(bench.on_row)
     sizes, batches = (("6x128", "12x128", "24x1024"), (1, 64, 1024)) if bench.device == "cuda" else (("2x64",), (1, 16))
     for size in sizes:
         pattern, width = parse_size(size)
@@ -570,7 +583,7 @@ def _step(bench: _Bench) -> list[dict[str, Any]]:
 
 def _block(bench: _Bench) -> list[dict[str, Any]]:
     """A whole Mamba block: all projections, convolution and scan, parameters in float32, as in training."""
-    rows = []
+    rows = Rows(bench.on_row)
     widths = (128, 256, 1024) if bench.device == "cuda" else (64,)
     tokens = 2**20 if bench.device == "cuda" else 2**12
     lengths = (1024, 16_384, 131_072, 1_048_576) if bench.device == "cuda" else (256, 4096)

@@ -15,7 +15,7 @@ from dna_mamba.data.vocabulary import A, tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.generation import ACGT
-from dna_mamba.pipelines.benchmark import BenchResult, make_result
+from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
 from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.score_variants import score_records
 from dna_mamba.pipelines.sequences import find_device, load_language_model
@@ -64,7 +64,9 @@ def _from_scratch(model: DnaMamba, rows: list[np.ndarray], context: list[int], b
     return np.concatenate(sums)
 
 
-def run(config: ScoreBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
+def run(
+    config: ScoreBenchConfig, *, on_phase: Callable[[str], None] | None = None, on_row: OnRow | None = None
+) -> BenchResult:
     """Score a sample from scratch and all records by one pass, and compare times and scores."""
     say = on_phase or (lambda words: None)
     device = find_device(config.device)
@@ -99,22 +101,22 @@ def run(config: ScoreBenchConfig, *, on_phase: Callable[[str], None] | None = No
     started = time.perf_counter()
     scratch = _from_scratch(model, rows, context, config.batch)
     seconds_scratch = (time.perf_counter() - started) / len(alleles)
+    found = Rows(on_row)
+    what = f"from scratch, batches of {config.batch}"
+    found.append({"what": what, "alleles": len(alleles), "ms an allele": 1e3 * seconds_scratch})
     say("the same alleles, forked after the same context")
     ratios = score_records(model, genome, chosen, left=config.left, right=config.right)
     difference = float(np.abs(ratios - (scratch[0::2] - scratch[1::2])).max())
+    found.append(
+        {"what": "largest difference of a score at one context, nats", "alleles": len(alleles), "nats": difference}
+    )
     say(f"all {len(file.variants):,} records, one pass from the first base of the contig")
     started = time.perf_counter()
     scored = len(score_records(model, genome, file.variants, left=None, right=config.right))
     seconds = time.perf_counter() - started
-    return make_result(
-        f"variant scores, {model.config.size}, left {config.left:,} and right {config.right:,}",
-        device,
-        [
-            {"what": f"from scratch, batches of {config.batch}", "alleles": len(alleles),
-             "ms an allele": 1e3 * seconds_scratch},
-            {"what": "one pass with forks, full left context", "alleles": scored,
-             "ms an allele": 1e3 * seconds / max(1, scored),
-             "times faster": seconds_scratch * scored / seconds},
-            {"what": "largest difference of a score at one context, nats", "alleles": len(alleles), "nats": difference},
-        ],
+    found.append(
+        {"what": "one pass with forks, full left context", "alleles": scored, "ms an allele": 1e3 * seconds / max(1, scored),
+         "times faster": seconds_scratch * scored / seconds}
     )  # fmt: skip
+    title = f"variant scores, {model.config.size}, left {config.left:,} and right {config.right:,}"
+    return make_result(title, device, found)

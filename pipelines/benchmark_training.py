@@ -20,7 +20,7 @@ from dna_mamba.data.windows import plan_windows
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
-from dna_mamba.pipelines.benchmark import BenchResult, make_result
+from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
 from dna_mamba.pipelines.planning import Cut, choose_cut, memory_of_step, this_gpu
 from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
@@ -62,12 +62,14 @@ class TrainBenchConfig:
             raise InputError(f"piece length {self.piece_bases} must lie between 16 and 2^40")
 
 
-def run(config: TrainBenchConfig, *, on_phase: Callable[[str], None] | None = None) -> BenchResult:
+def run(
+    config: TrainBenchConfig, *, on_phase: Callable[[str], None] | None = None, on_row: OnRow | None = None
+) -> BenchResult:
     """Time optimizer steps of every model at every length."""
     say = on_phase or (lambda words: None)
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
-    rows = []
+    rows = Rows(on_row)
     for size in config.models:
         pattern, width = parse_size(size)
         model = BackboneConfig(pattern=pattern, width=width)

@@ -6,6 +6,7 @@ to write. In between stand some thirty bytes an allele that is scored, and one o
 
 import csv
 import hashlib
+import itertools
 import re
 import time
 from array import array
@@ -30,6 +31,7 @@ from dna_mamba.data.variants import (
     reference_fault,
     with_info,
 )
+from dna_mamba.data.vcf_blocks import NO_ALT, SLOW, STAR, SYMBOLIC, Block, weave
 from dna_mamba.data.vocabulary import letters_of_store, reverse_complement_tokens, tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
@@ -58,6 +60,8 @@ STATUSES = (
     "scored", "star", "symbolic", "breakend", "no_alt", "ambiguous", "too_long", "ref_mismatch", "no_contig",
 )  # fmt: skip
 SCORED = 0
+OF_KIND = np.array([0, *(STATUSES.index(name) for name in ("symbolic", "star", "no_alt"))], np.uint8)
+"""Status of the kinds of records that are not taken apart."""
 ROWS_AT_ONCE = 1 << 16
 WRITE_AT_ONCE = 1 << 16
 """Characters; Bio.bgzf takes time in the square of what it is given at once."""
@@ -174,6 +178,18 @@ class _Survey:
         self.num_mismatched = self.num_without_contig = 0
         self.first_fault: tuple[Variant, str] | None = None
 
+    def read_file(self, reader: VcfReader) -> None:
+        """Take in all records of a file; see `read`."""
+        for block in reader.blocks():
+            before = 0
+            for number in np.flatnonzero(block.kinds == SLOW).tolist():
+                self.statuses += OF_KIND[block.kinds[before:number]].tobytes()
+                before = number + 1
+                self._take(reader.record(block, number))
+            self.statuses += OF_KIND[block.kinds[before:]].tobytes()
+            self.num_records += len(block)
+        self._judge()
+
     def read(self, records: Iterable[Variant]) -> None:
         """Take in all records.
 
@@ -183,6 +199,9 @@ class _Survey:
         for record in records:
             self.num_records += 1
             self._take(record)
+        self._judge()
+
+    def _judge(self) -> None:
         if self.first_fault is None:
             return
         if self.config.skip_mismatches:
@@ -273,7 +292,7 @@ def run(
     before = config.variants.stat()
     genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
     survey = _Survey(config, genome)
-    survey.read(reader)
+    survey.read_file(reader)
     if not survey.num_records:
         say(f"{config.variants} has no record; the output has none either")
     say(_cost(config, survey, genome))
@@ -428,27 +447,35 @@ class AltScore:
     distance: float | None = None
 
 
-def _scored(
-    config: ScoreConfig, survey: _Survey, ratios: np.ndarray, distances: np.ndarray
-) -> Iterator[tuple[Variant, list[AltScore]]]:
-    """Read the records again, each with what was found."""
-    at = number = records = 0
-    for record in VcfReader(config.variants):
+class _Found:
+    """What was found for each allele, given out in the order of the file."""
+
+    def __init__(self, survey: _Survey, ratios: np.ndarray, distances: np.ndarray):
+        self.survey, self.ratios, self.distances = survey, ratios, distances
+        self.at = self.number = 0
+
+    def of(self, record: Variant) -> list[AltScore]:
+        """Give what is said about each ALT of the next record."""
         some = []
-        records += 1
         for alt in record.alts or (".",):
-            status = survey.statuses[at]
-            at += 1
+            status = self.survey.statuses[self.at]
+            self.at += 1
             if status != SCORED:
                 some.append(AltScore(alt, STATUSES[status], None, None))
                 continue
-            far = float(distances[number])
-            some.append(
-                AltScore(alt, "scored", float(ratios[number]), len(alt) - len(record.ref), None if far != far else far)
-            )
-            number += 1
-        yield record, some
-    assert (records, at, number) == (survey.num_records, len(survey.statuses), survey.num_scored), "the same file twice"
+            far = float(self.distances[self.number])
+            ratio, difference = float(self.ratios[self.number]), len(alt) - len(record.ref)
+            some.append(AltScore(alt, "scored", ratio, difference, None if far != far else far))
+            self.number += 1
+        return some
+
+    def passed(self, records: int) -> None:
+        """Pass over records with one allele each that is not scored."""
+        self.at += records
+
+    def check(self) -> None:
+        """See that all was given out."""
+        assert (self.at, self.number) == (len(self.survey.statuses), self.survey.num_scored), "the same file twice"
 
 
 def _header(config: ScoreConfig, old: Sequence[str]) -> list[str]:
@@ -482,63 +509,80 @@ def _header(config: ScoreConfig, old: Sequence[str]) -> list[str]:
 
 
 def _write(config: ScoreConfig, survey: _Survey, ratios: np.ndarray, distances: np.ndarray) -> None:
-    rows = _scored(config, survey, ratios, distances)
+    found = _Found(survey, ratios, distances)
+    reader = VcfReader(config.variants)
     kind = format_of(config.out)
     if kind in (".vcf", ".vcf.gz"):
-        _write_vcf(config, rows)
+        _write_vcf(config, reader, found)
         return
     cells = (
         (record.contig, record.start + 1, record.columns[2], record.ref, one.alt, *_values(config, one))
-        for record, some in rows
-        for one in some
+        for record in reader
+        for one in found.of(record)
     )
     columns = (*COLUMNS, *config.names)
     with WholeFile(config.out) as path:
         if kind == ".parquet":
             _write_parquet(path, columns, cells)
-            return
-        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file, delimiter="\t", lineterminator="\n")
-            table.writerow(columns)
-            table.writerows(
-                tuple("." if cell is None else f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row)
-                for row in cells
-            )
+        else:
+            with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                table = csv.writer(file, delimiter="\t", lineterminator="\n")
+                table.writerow(columns)
+                table.writerows(
+                    tuple("." if cell is None else f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row)
+                    for row in cells
+                )
+        found.check()
 
 
-def _write_vcf(config: ScoreConfig, rows: Iterable[tuple[Variant, list[AltScore]]]) -> None:
-    header, replaced = _header(config, VcfReader(config.variants).header), config.replaced
-
-    def lines() -> Iterator[str]:
-        yield from header
-        for record, some in rows:
-            yield with_info(record, _fields(config, some) if record.alts else [], replaced)
-
+def _write_vcf(config: ScoreConfig, reader: VcfReader, found: _Found) -> None:
+    header = ("\n".join(_header(config, reader.header)) + "\n").encode("utf-8", "surrogateescape")
     with WholeFile(config.out) as path:
         if config.out.name.endswith(".gz"):
             from Bio.bgzf import BgzfWriter
 
             with BgzfWriter(str(path), "wb") as packed:
-                for block in _blocks(lines()):
-                    packed.write(block)
-            return
-        with open(path, "wb") as file:
-            for block in _blocks(lines()):
-                file.write(block)
+                for text in itertools.chain([header], _texts(config, reader, found)):
+                    for start in range(0, len(text), WRITE_AT_ONCE):
+                        packed.write(text[start : start + WRITE_AT_ONCE])
+        else:
+            with open(path, "wb") as file:
+                for text in itertools.chain([header], _texts(config, reader, found)):
+                    file.write(text)
+        found.check()
 
 
-def _blocks(lines: Iterable[str]) -> Iterator[bytes]:
-    """Join lines into blocks of bytes; no more than one block, or line, is held."""
-    some: list[str] = []
-    size = 0
-    for line in lines:
-        some.append(line)
-        size += len(line) + 1
-        if size >= WRITE_AT_ONCE:
-            yield ("\n".join(some) + "\n").encode("utf-8", "surrogateescape")
-            some, size = [], 0
-    if some:
-        yield ("\n".join(some) + "\n").encode("utf-8", "surrogateescape")
+def _texts(config: ScoreConfig, reader: VcfReader, found: _Found) -> Iterator[bytes]:
+    """Give the records with what was found in their INFO, in pieces of whole lines."""
+    replaced, names = config.replaced, config.names
+
+    def added(status: str) -> bytes:
+        values = ("." if name != names[-1] else status for name in names)
+        return ";".join(f"{name}={value}" for name, value in zip(names, values, strict=True)).encode()
+
+    of_kind = {SYMBOLIC: added("symbolic"), STAR: added("star"), NO_ALT: b""}
+    for block in reader.blocks():
+        at = 0
+        while at < len(block):
+            text, stopped = weave(block, at, of_kind, config.prefix) if block.kinds[at] != SLOW else (b"", at)
+            found.passed(stopped - at)
+            if text:
+                yield text
+            at = stopped
+            lines: list[str] = []
+            while at < len(block) and (block.kinds[at] == SLOW or not lines):
+                lines.append(_line(config, reader, block, at, found, replaced))
+                at += 1
+            if lines:
+                yield ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _line(
+    config: ScoreConfig, reader: VcfReader, block: Block, number: int, found: _Found, replaced: frozenset[str]
+) -> str:
+    record = reader.record(block, number)
+    some = found.of(record)
+    return with_info(record, _fields(config, some) if record.alts else [], replaced)
 
 
 def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -369,6 +369,11 @@ def _pack_genbank(path: Path, packer: _Packer) -> None:
     except InputError:
         raise
     except Exception as error:  # Biopython raises many kinds for malformed records
+        if type(error).__name__ == "UndefinedSequenceError":
+            words = (
+                "a record has no sequence in the file, as CON and WGS records have none; take the file with its bases"
+            )
+            raise InputError(f"{path}: {words}") from error
         raise InputError(f"{path} is no readable GenBank file: {error}") from error
     if not found:
         raise InputError(f"{path} holds no GenBank record")

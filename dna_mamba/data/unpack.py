@@ -66,7 +66,10 @@ def check_bgzf_end(path: Path) -> None:
             at += block
             block = _bgzf_block(file, at)
         if at == size or block is not None:
-            raise InputError(f"{path} was cut off: it lacks the empty block that ends a bgzip file; copy it again")
+            raise InputError(
+                f"{path} lacks the empty block that ends a bgzip file: it was cut off, or its writer leaves that out; copy it "
+                f"again, or unpack it with gzip -dc if that finds it whole"
+            )
 
 
 class CappedGzip(gzip.GzipFile):

@@ -1,6 +1,7 @@
 """Variants: VCF read record by record with every fault named, and written back with what was added."""
 
 import functools
+import itertools
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.unpack import check_bgzf_end, is_gzip, open_text
+from dna_mamba.data.unpack import check_bgzf_end, is_gzip, open_unpacked
+from dna_mamba.data.vcf_blocks import Block, scan
 from dna_mamba.data.vocabulary import letters_of_store
 from dna_mamba.errors import InputError, check_regular
 
@@ -44,6 +46,7 @@ COLUMNS = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO")
 FEWEST_COLUMNS = 5
 MAX_POSITION = 2**31 - 1
 MAX_HEADER_BYTES = 1 << 28
+PIECE_BYTES = 1 << 21
 
 
 class Variant(NamedTuple):
@@ -101,51 +104,78 @@ class VcfReader:
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None] | None = None):
-        self.path, self.warn = path, warn
-        self._lines = _lines(path, warn)
-        self.header, self._first = self._read_header()
+        self.path = path
+        self._pieces = _pieces(path, warn)
+        self._rest = b""
+        self._next_line = 1
+        self.header = self._read_header()
 
-    def _read_header(self) -> tuple[tuple[str, ...], tuple[int, str] | None]:
+    def _read_header(self) -> tuple[str, ...]:
         header: list[str] = []
         header_bytes = 0
-        for number, line in self._lines:
-            where = f"{self.path}, line {number}"
-            if not line.startswith("#"):
-                if not header or not header[-1].startswith("#CHROM"):
+        for piece in self._pieces:
+            lines = piece.split(b"\n")
+            for number, raw in enumerate(lines[:-1]):
+                if header and header[-1].startswith("#CHROM") and not raw.startswith(b"#"):
+                    self._rest = b"\n".join(lines[number:])
+                    return tuple(header)
+                self._add_to_header(header, _text(raw.rstrip(b"\r")), f"{self.path}, line {self._next_line}")
+                self._next_line += 1
+                header_bytes += len(raw)
+                if header_bytes > MAX_HEADER_BYTES:
                     raise InputError(
-                        f"{where}: a record before the line #CHROM; a VCF begins with ##fileformat=VCF and #CHROM"
+                        f"{self.path}: the header has more than {MAX_HEADER_BYTES:,} bytes; that is no VCF"
                     )
-                return tuple(header), (number, line)
-            if not header and not line.startswith("##fileformat=VCF"):
-                raise InputError(f"{where}: {line[:40]!r} where a VCF has ##fileformat=VCFv4.x")
-            if header and header[-1].startswith("#CHROM"):
-                raise InputError(f"{where}: a header line after #CHROM")
-            if line.startswith("#CHROM"):
-                names = line.split("\t")[: len(COLUMNS)]
-                if len(names) < FEWEST_COLUMNS or names != list(COLUMNS[: len(names)]):
-                    raise InputError(
-                        f"{where}: #CHROM is followed by other columns than POS ID REF ALT QUAL FILTER INFO, tab-separated"
-                    )
-                if len(names) < len(COLUMNS):
-                    line = "\t".join(COLUMNS)
-            header.append(line)
-            header_bytes += len(line)
-            if header_bytes > MAX_HEADER_BYTES:
-                raise InputError(f"{self.path}: the header has more than {MAX_HEADER_BYTES:,} bytes; that is no VCF")
         if not header or not header[-1].startswith("#CHROM"):
             raise InputError(f"{self.path} has no line #CHROM; a VCF begins with ##fileformat=VCF and #CHROM")
-        return tuple(header), None
+        return tuple(header)
+
+    @staticmethod
+    def _add_to_header(header: list[str], line: str, where: str) -> None:
+        if "\r" in line:
+            raise InputError(f"{where}: a line ends with CR alone; end lines with LF or CR LF")
+        if not line.startswith("#"):
+            raise InputError(f"{where}: a record before the line #CHROM; a VCF begins with ##fileformat=VCF and #CHROM")
+        if not header and not line.startswith("##fileformat=VCF"):
+            raise InputError(f"{where}: {line[:40]!r} where a VCF has ##fileformat=VCFv4.x")
+        if header and header[-1].startswith("#CHROM"):
+            raise InputError(f"{where}: a header line after #CHROM")
+        if line.startswith("#CHROM"):
+            names = line.split("\t")[: len(COLUMNS)]
+            if len(names) < FEWEST_COLUMNS or names != list(COLUMNS[: len(names)]):
+                raise InputError(
+                    f"{where}: #CHROM is followed by other columns than POS ID REF ALT QUAL FILTER INFO, tab-separated"
+                )
+            if len(names) < len(COLUMNS):
+                line = "\t".join(COLUMNS)
+        header.append(line)
+
+    def blocks(self) -> Iterator[Block]:
+        """Give the records, once, in blocks of whole lines."""
+        for piece in itertools.chain([self._rest], self._pieces):
+            if piece:
+                block = scan(piece, self._next_line)
+                self._next_line += len(block)
+                yield block
+
+    def record(self, block: Block, number: int) -> Variant:
+        """Take a record apart."""
+        line, where = _text(block.line(number)), block.first_line + number
+        if "\r" in line:
+            raise InputError(f"{self.path}, line {where}: a line ends with CR alone; end lines with LF or CR LF")
+        if line.startswith("#"):
+            raise InputError(f"{self.path}, line {where}: a header line between records")
+        return _record(line, where, self.path)
 
     def __iter__(self) -> Iterator[Variant]:
         """Give the records, once."""
-        path = self.path
-        if self._first is not None:
-            number, line = self._first
-            yield _record(line, number, path)
-        for number, line in self._lines:
-            if line.startswith("#"):
-                raise InputError(f"{path}, line {number}: a header line between records")
-            yield _record(line, number, path)
+        for block in self.blocks():
+            for number in range(len(block)):
+                yield self.record(block, number)
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", "surrogateescape")
 
 
 def read_vcf(path: Path, warn: Callable[[str], None] | None = None) -> VcfFile:
@@ -154,23 +184,30 @@ def read_vcf(path: Path, warn: Callable[[str], None] | None = None) -> VcfFile:
     return VcfFile(path=path, header=reader.header, variants=tuple(reader))
 
 
-def _lines(path: Path, warn: Callable[[str], None] | None) -> Iterator[tuple[int, str]]:
+def _pieces(path: Path, warn: Callable[[str], None] | None) -> Iterator[bytes]:
+    """Give the text of a file in pieces of whole lines, each with its end."""
     try:
         check_regular(path, "a VCF file")
         if is_gzip(path):
             check_bgzf_end(path)
-        with open_text(path, newline="\n", errors="surrogateescape") as file:
-            number = 0
-            for number, line in enumerate(file, 1):
-                if "\0" in line:
+        with open_unpacked(path) as file:
+            parts: list[bytes] = []
+            first = True
+            while chunk := file.read(PIECE_BYTES):
+                if first:
+                    chunk, first = chunk.removeprefix(b"\xef\xbb\xbf"), False
+                if b"\0" in chunk:
                     raise InputError(f"{path} is not text; expected a VCF, plain or gzipped")
-                if "\r" in line[:-2]:
-                    raise InputError(f"{path}, line {number}: a line ends with CR alone; end lines with LF or CR LF")
-                if line[-1] != "\n" and warn:
-                    warn(
-                        f"{path}, line {number}: the last line has no line end; if the file was cut off, it is not whole"
-                    )
-                yield number, line.rstrip("\r\n")
+                end = chunk.rfind(b"\n") + 1
+                if not end:
+                    parts.append(chunk)
+                    continue
+                yield b"".join([*parts, chunk[:end]])
+                parts = [chunk[end:]]
+            if last := b"".join(parts):
+                if warn:
+                    warn(f"{path}: the last line has no line end; if the file was cut off, that line is not whole")
+                yield last + b"\n"
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 

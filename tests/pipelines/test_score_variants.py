@@ -248,7 +248,7 @@ def test_a_full_disk_is_told_with_the_name_and_leaves_nothing(place, tmp_path, m
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("dna_mamba.pipelines.score_variants._blocks", full)
+    monkeypatch.setattr("dna_mamba.pipelines.score_variants._texts", full)
     with pytest.raises(InputError, match=r"the disk is full while writing .*o\.vcf; free space"):
         run(config)
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["v.vcf"]

@@ -26,8 +26,6 @@ EMBEDDING = {MAMBA_SSM: "backbone.embedding.weight", TRANSFORMERS: "backbone.emb
 """The one name that differs; ours are those of state-spaces/mamba."""
 HEAD = "lm_head.weight"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Put before every name by data parallelism, torch.compile, and modules that hold the model."""
 SIDE_FILE = "dna_mamba.json"
 """Written beside an exported checkpoint: what its own format has no place for."""
 MAMBA_SSM_KEYS = {
@@ -230,9 +228,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         InputError: There is neither, or it is damaged, or it holds more than tensors.
     """
     found = _read_files(path)
-    for prefix in PREFIXES:
-        while found and all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    last = next((name for name in found if name.endswith("norm_f.weight")), "")
+    prefix = last.removesuffix("norm_f.weight").removesuffix("backbone.")
+    if prefix and all(name.startswith(prefix) for name in found):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     if found and not any(name.startswith("backbone.") for name in found) and "norm_f.weight" in found:
         found = {name if name == HEAD else f"backbone.{name}": tensor for name, tensor in found.items()}
     return found
