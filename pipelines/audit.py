@@ -1,15 +1,16 @@
 """Which bases do the parts of a split share, and do training windows reach into the others?"""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dna_mamba.data.build import Progress
+from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, merge, shared_bases
 from dna_mamba.data.kmers import NONE, K, Kmers, contained, kmers_by_position, sampled
-from dna_mamba.data.windows import plan_windows
+from dna_mamba.data.windows import known_bases, plan_windows
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines.pretrain import DataConfig, load_genome, load_split
 
@@ -29,9 +30,11 @@ class AuditConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
-    """Counts of bases by coordinates; equal sequence at different places is not looked for."""
+    """Counts of bases by coordinates, and what is the same sequence at other places."""
 
     bases_of_part: dict[str, int]
+    known_of_part: dict[str, int]
+    """A, C, G and T among them."""
     shared_by_parts: dict[str, int]
     num_windows: int
     window_bases: int
@@ -39,6 +42,13 @@ class AuditResult:
     num_left_out: int
     shared_by_windows: dict[str, int]
     """Bases of training windows that lie in validation or test."""
+    tiles_of_part: dict[str, int]
+    """Tiles of 512 bases without N of validation and test that could be judged."""
+    tiles_in_training: dict[str, int]
+    """Of these, those of which more than 80 % of the 31-mers stand in a training window too, on either strand: the same
+    sequence at another place."""
+    one_of: int
+    """One of so many 31-mers was looked at."""
 
     @property
     def num_shared(self) -> int:
@@ -51,12 +61,20 @@ class AuditResult:
 
     def as_text(self) -> str:
         """Give lines to print."""
-        lines = [f"{name}: {count:,} bases" for name, count in self.bases_of_part.items()]
+        lines = [
+            f"{name}: {self.known_of_part[name]:,} known bases ({count:,} with N)"
+            for name, count in self.bases_of_part.items()
+        ]
         lines += [f"shared by {pair.replace('+', ' and ')}: {count:,}" for pair, count in self.shared_by_parts.items()]
         lines.append(
             f"{self.num_windows:,} training windows cover {self.window_bases:,} bases ({self.num_left_out:,} windows left out)"
         )
         lines += [f"shared by training windows and {part}: {count:,}" for part, count in self.shared_by_windows.items()]
+        lines += [
+            f"tiles of {TILE_BASES:,} bases of {part} that are training sequence at another place (31-mers): {same:,} of "
+            f"{self.tiles_of_part[part]:,}"
+            for part, same in self.tiles_in_training.items()
+        ]
         return "\n".join(lines)
 
 
@@ -73,7 +91,18 @@ def run(
         Interval(names[contig], start, start + config.seq_len)
         for contig, start in zip(windows.contigs.tolist(), windows.starts.tolist(), strict=True)
     )
+    known = Kmers.for_bases(sum(map(len, covered)))
+    for interval in covered:
+        known.add(genome.stored(interval.contig, interval.start, interval.end))
+    distinct = known.distinct()
+    of_part = {
+        name: _tiles(genome, merge(split.part(name)), distinct, known.one_of, TILE_BASES) for name in ("valid", "test")
+    }
     return AuditResult(
+        tiles_of_part={name: found.num_tiles - found.num_not_judged for name, found in of_part.items()},
+        tiles_in_training={name: len(found.same) for name, found in of_part.items()},
+        one_of=known.one_of,
+        known_of_part={name: known_bases(genome, split.part(name)) for name in ("train", "valid", "test")},
         bases_of_part={name: sum(map(len, merge(split.part(name)))) for name in ("train", "valid", "test")},
         shared_by_parts=split.shared(),
         num_windows=len(windows),
@@ -129,6 +158,48 @@ class AgainstResult:
         )
 
 
+@dataclass
+class _Tiles:
+    """Tiles of some sequence, and which of them stand elsewhere too."""
+
+    num_tiles: int = 0
+    num_not_judged: int = 0
+    same: list[tuple[str, int]] = field(default_factory=list)
+
+
+def _tiles(
+    genome: GenomeStore,
+    intervals: Sequence[Interval],
+    known: np.ndarray,
+    one_of: int,
+    tile_bases: int,
+    mine: Kmers | None = None,
+) -> _Tiles:
+    """Judge tiles of intervals by their 31-mers, of which a sample of others is known; `mine` collects their own."""
+    part_bases = PART_BASES // tile_bases * tile_bases
+    found = _Tiles()
+    for interval in intervals:
+        for begin in range(interval.start, interval.end, part_bases):
+            stored = genome.stored(interval.contig, begin, min(begin + part_bases + K - 1, interval.end))
+            if mine is not None:
+                mine.add(stored)
+            codes = kmers_by_position(stored)
+            usable = codes != NONE
+            if one_of > 1:
+                usable &= sampled(codes, one_of)
+            here = np.zeros(len(codes), bool)
+            here[usable] = contained(codes[usable], known)
+            for start in range(0, min(len(codes), part_bases) - tile_bases + K, tile_bases):
+                inside = slice(start, start + tile_bases - K + 1)
+                count = int(usable[inside].sum())
+                complete = bool((codes[inside] != NONE).all())
+                found.num_tiles += complete
+                found.num_not_judged += complete and count < FEWEST_KMERS
+                if complete and count >= FEWEST_KMERS and here[inside].sum() > MOST_SHARED * count:
+                    found.same.append((interval.contig, begin + start))
+    return found
+
+
 def run_against(
     genome: str,
     other: str,
@@ -144,35 +215,16 @@ def run_against(
     """
     if not K <= tile_bases <= PART_BASES:
         raise InputError(f"--tile {tile_bases} must lie between {K} and {PART_BASES:,} bases")
-    part_bases = PART_BASES // tile_bases * tile_bases
     first, second = (load_genome(name, on_progress, warn) for name in (genome, other))
     theirs = Kmers.for_bases(second.num_bases)
     for contig in second.manifest.contigs:
         theirs.add(second.stored(contig.name, 0, contig.length))
     known = theirs.distinct()
     mine = Kmers(theirs.one_of)
-    tiles: list[tuple[str, int]] = []
-    num_tiles = num_not_judged = 0
-    for contig in first.manifest.contigs:
-        for begin in range(0, contig.length, part_bases):
-            stored = first.stored(contig.name, begin, min(begin + part_bases + K - 1, contig.length))
-            mine.add(stored)
-            codes = kmers_by_position(stored)
-            usable = codes != NONE
-            if theirs.one_of > 1:
-                usable &= sampled(codes, theirs.one_of)
-            found = np.zeros(len(codes), bool)
-            found[usable] = contained(codes[usable], known)
-            for start in range(0, min(len(codes), part_bases) - tile_bases + K, tile_bases):
-                inside = slice(start, start + tile_bases - K + 1)
-                count = int(usable[inside].sum())
-                complete = bool((codes[inside] != NONE).all())
-                num_tiles += complete
-                num_not_judged += complete and count < FEWEST_KMERS
-                if complete and count >= FEWEST_KMERS and found[inside].sum() > MOST_SHARED * count:
-                    tiles.append((contig.name, begin + start))
+    whole = [Interval(contig.name, 0, contig.length) for contig in first.manifest.contigs]
+    found = _tiles(first, whole, known, theirs.one_of, tile_bases, mine)
     kmers = mine.distinct()
     return AgainstResult(
         num_kmers=len(kmers), num_shared=int(contained(kmers, known).sum()), one_of=theirs.one_of,
-        tile_bases=tile_bases, num_tiles=num_tiles, num_not_judged=num_not_judged, tiles=tuple(tiles),
+        tile_bases=tile_bases, num_tiles=found.num_tiles, num_not_judged=found.num_not_judged, tiles=tuple(found.same),
     )  # fmt: skip

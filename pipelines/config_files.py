@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from dna_mamba.errors import InputError, check_regular, nearest
+from dna_mamba.values import real, whole
 
 MAX_BYTES = 1 << 20
 T = TypeVar("T")
@@ -198,6 +199,8 @@ def _read(kind: Any, value: Any, name: str, where: str) -> Any:
             raise InputError(f"{where}: {name} has {len(value)} values, expected {len(parts)}")
         kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
         return tuple(_read(k, item, name, where) for k, item in zip(kinds, value, strict=True))
+    if kind in (int, float) and type(value).__module__ == "numpy":  # a configuration made in Python
+        value = whole(value) if kind is int else real(value)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 10**300:
         return float(value)
     if kind is float and isinstance(value, float):  # infinite, or none: the section says what it thinks of that

@@ -34,6 +34,7 @@ from dna_mamba.pipelines.sequences import (
     warn_if_longer,
 )
 from dna_mamba.pipelines.vector_files import UnfinishedVectors, check_format, write_file
+from dna_mamba.values import whole
 
 PIECES = {"cpu": 2**14, "cuda": 2**18}
 """Positions computed at once; vectors do not depend on it (up to rounding)."""
@@ -59,8 +60,11 @@ class EmbedConfig:
     """both averages with the reverse complement, read from its own start; positions stay those of the forward strand."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pool, str) or type(self.layer) is not int:
+        layer = whole(self.layer)
+        if not isinstance(self.pool, str) or layer is None:
             raise InputError(f"pool {self.pool!r} and layer {self.layer!r}: expected a word and a whole number")
+        object.__setattr__(self, "layer", layer)
+        object.__setattr__(self, "pool", str(self.pool))
         if self.pool not in POOLS[:4] and not re.fullmatch(r"window:[1-9][0-9]{0,11}", self.pool):
             raise InputError(f"pool {self.pool!r} is unknown{nearest(self.pool, POOLS)}; choose {', '.join(POOLS)}")
         if self.strands not in STRANDS:

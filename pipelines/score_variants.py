@@ -249,7 +249,7 @@ class _Survey:
         self.num_moved += moved
 
     def _note(self, record: Variant, letters: str, alt: str) -> bool:
-        """Note an allele that is to be scored; say whether it had to be moved or, alone in its record, trimmed on the right."""
+        """Note an allele that is to be scored; say whether it is written otherwise than bcftools norm would."""
         core = core_of(self.genome, record.contig, record.start, letters, alt)
         of_contig = self.by_contig.setdefault(record.contig, _OfContig())
         of_contig.starts.append(core.start)
@@ -258,8 +258,12 @@ class _Survey:
         of_contig.ends.append(len(of_contig.tokens))
         of_contig.numbers.append(self.num_scored)
         self.num_scored += 1
-        shared_end = min(len(letters), len(alt)) > 1 and letters[-1] == alt[-1].upper()
-        return core.moved or (len(record.alts) == 1 and shared_end and letters != alt.upper())
+        if core.moved or len(record.alts) > 1:  # alleles of one record share a REF, longer than some of them need
+            return core.moved
+        # an insertion or deletion is written with the base before it, but for one before the first base of all
+        anchor = int(bool(core.ref_bases) != bool(core.alt) and core.start > 0)
+        usual = (core.start - anchor, core.ref_bases + anchor)
+        return (record.start, len(letters)) != usual and letters != alt.upper() and core.start > 0
 
 
 def run(

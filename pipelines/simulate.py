@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from dna_mamba.data.build import Progress
-from dna_mamba.data.evolution import Lineage, MutationModel, evolve, plant
+from dna_mamba.data.evolution import NONE, Lineage, MutationModel, evolve, plant
 from dna_mamba.data.mobile_elements import Copy, Source, make_copy, make_sources
-from dna_mamba.data.vocabulary import BASE_BITS, letters_of_store
+from dna_mamba.data.vocabulary import BASE_BITS, STORE_N, letters_of_store
 from dna_mamba.errors import InputError, nearest
-from dna_mamba.files import write_json, write_text
+from dna_mamba.files import obey_umask, write_json, write_text
 from dna_mamba.pipelines.pretrain import load_genome
 
 MAX_BASES = 1 << 28
@@ -106,7 +106,7 @@ class SimulateConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # 180 a megabase put one into half of all windows of 4,096 bases: whoever sees them is right in 60 %
+    # 180 a megabase put one into half of all windows of 4,096 bases: who sees them is right in 63 %
     "benchmark": {"insertions_per_mb": 180.0, "inner_insertions_per_mb": 0.0, "diagnostic_share": 0.05},
     # human-specific insertions of Alu, L1 and SVA, 7,568 in 3,100 Mb (Mills et al. 2006); 5 of 282 positions as in AluYa5
     "realistic": {"insertions_per_mb": 2.4, "inner_insertions_per_mb": 2.4, "diagnostic_share": 0.018},
@@ -152,6 +152,8 @@ class SimulateResult:
     """Insertions by branch."""
     substitutions_of: dict[str, int]
     """Substitutions by branch."""
+    divergence_of: dict[str, float]
+    """Share of the ancestor's bases that human and another species have both kept and that differ, by that species."""
 
 
 def _loci(
@@ -242,8 +244,13 @@ def run(
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         say("writing")
-        _write(config, unfinished, tuple(loci), ends, events, substitutions_of, indels_of)
-        unfinished.chmod(0o755)
+        divergence_of = {
+            name: _divergence(ends["human"], ends[name], {locus: len(bases) for locus, bases in loci.items()})
+            for name in SPECIES
+            if name != "human"
+        }
+        _write(config, unfinished, tuple(loci), ends, events, substitutions_of, indels_of, divergence_of)
+        obey_umask(unfinished)
         unfinished.rename(out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -254,7 +261,24 @@ def run(
         bases_of={species: sum(len(now.bases) for now in ends[species].values()) for species in SPECIES},
         num_events_of={b.name: sum(event.branch == b.name for event in events) for b in GREAT_APES},
         substitutions_of=substitutions_of,
+        divergence_of=divergence_of,
     )
+
+
+def _divergence(one: Mapping[str, Lineage], other: Mapping[str, Lineage], bases_of: Mapping[str, int]) -> float:
+    """Give the share of the ancestor's bases that both have kept and that now differ."""
+    number = differ = 0
+    for locus, size in bases_of.items():
+        both = []
+        for lineage in (one[locus], other[locus]):
+            kept = lineage.origins != NONE
+            now = np.full(size, STORE_N, np.uint8)
+            now[lineage.origins[kept]] = lineage.bases[kept]
+            both.append(now)
+        known = (both[0] < STORE_N) & (both[1] < STORE_N)
+        number += int(known.sum())
+        differ += int((both[0] != both[1])[known].sum())
+    return differ / max(1, number)
 
 
 def _along(
@@ -295,6 +319,7 @@ def _write(
     events: Sequence[Event],
     substitutions_of: Mapping[str, int],
     indels_of: Mapping[str, Sequence[int]],
+    divergence_of: Mapping[str, float],
 ) -> None:
     for species in SPECIES:
         with open(out / f"{species}.fa", "w", encoding="utf-8") as file:
@@ -340,6 +365,7 @@ def _write(
                  "spectrum": SPECTRA.get(b.name, {}) if config.diagnostics else {}}
                 for b in GREAT_APES
             ],
+            "divergence_from_human": dict(divergence_of),
         },
     )  # fmt: skip
 

@@ -11,9 +11,20 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "dna_mamba/data": {"data", "errors", "files", "signals"},
-    "dna_mamba/model": {"kernels", "model", "errors", "files"},
-    "dna_mamba/training": {"kernels", "data", "model", "training", "errors", "files", "progress", "signals"},
-    "pipelines": {"kernels", "data", "model", "training", "pipelines", "errors", "files", "progress", "signals"},
+    "dna_mamba/model": {"kernels", "model", "errors", "files", "values"},
+    "dna_mamba/training": {"kernels", "data", "model", "training", "errors", "files", "progress", "signals", "values"},
+    "pipelines": {
+        "kernels",
+        "data",
+        "model",
+        "training",
+        "pipelines",
+        "errors",
+        "files",
+        "progress",
+        "signals",
+        "values",
+    },
 }
 OUTSIDE = {
     "kernels": {"torch", "numpy", "numba", "llvmlite", "triton"},

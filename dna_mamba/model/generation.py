@@ -11,6 +11,7 @@ from torch import Tensor
 from dna_mamba.errors import InputError
 from dna_mamba.kernels.next_token import Sampling, next_token
 from dna_mamba.model.backbone import DnaMamba, ModelState
+from dna_mamba.values import real, whole
 
 A = 7
 ACGT = slice(A, A + 4)
@@ -85,11 +86,13 @@ class SamplingConfig:
     """Draw from the fewest likeliest bases that together have this probability (Holtzman et al. 2020)."""
 
     def __post_init__(self) -> None:
-        numbers = (self.temperature, self.top_p)
-        if any(isinstance(x, bool) or not isinstance(x, int | float) for x in numbers) or type(self.top_k) is not int:
+        temperature, top_p, top_k = real(self.temperature), real(self.top_p), whole(self.top_k)
+        if temperature is None or top_p is None or top_k is None:
             raise InputError(
                 f"temperature {self.temperature!r}, top_p {self.top_p!r}: expected numbers; top_k a whole one"
             )
+        for name, value in (("temperature", temperature), ("top_p", top_p), ("top_k", top_k)):
+            object.__setattr__(self, name, value)  # NumPy's numbers as Python's
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature {self.temperature} must be a number from 0 up")
         if not 1 <= self.top_k <= 4:
@@ -181,10 +184,12 @@ def generate(
     """
     if not len(prompt_T):
         raise InputError("the prompt is empty; give at least one base")
-    if type(length) is not int or type(num_sequences) is not int or type(seed) is not int or not 0 <= seed < 2**63:
+    given = length, num_sequences, seed
+    if None in map(whole, given) or not 0 <= seed < 2**63:
         raise InputError(
             f"length {length!r}, number {num_sequences!r} and seed {seed!r} must be whole, the seed 0 to 2^63 - 1"
         )
+    length, num_sequences, seed = map(int, given)
     if length < 1 or num_sequences < 1:
         raise InputError(f"{num_sequences} sequences of {length} bases were asked for; both must be at least 1")
     device = model.lm_head.weight.device

@@ -3,13 +3,19 @@
 import json
 import os
 import pickle
+import shutil
+from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.certificate import naive_logits
 from dna_mamba.model.checkpoints.mamba_ssm import import_checkpoint
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
 from dna_mamba.model.config import BackboneConfig
@@ -166,3 +172,125 @@ def test_the_commands_say_what_they_did(theirs, tmp_path):
     assert done.returncode == 0 and json.loads(done.stdout)["largest_difference_of_logits"] < 1e-3
     again = dna_mamba("export", "human-4x64", "-o", tmp_path / "out")
     assert again.returncode == 2 and "exists; name a new directory" in again.stderr
+
+
+OFFICIAL = Path(__file__).resolve().parents[1] / "data" / "official_mamba1"
+
+
+@torch.no_grad()
+def test_a_checkpoint_that_mamba_ssm_wrote_gives_the_logits_of_its_cuda_kernels(tmp_path):
+    """Weights and logits of state-spaces/mamba 2.3.2 (Apache-2.0), made with its own package on an H100."""
+    result = import_model(ImportConfig(checkpoint=OFFICIAL, out=tmp_path / "ours"))
+    expected = np.load(OFFICIAL / "expected.npz")
+    model, _ = from_pretrained(tmp_path / "ours")
+    given = model.use_implementation("cpu")(torch.from_numpy(expected["tokens"]))[0].numpy()
+    assert np.abs(given - expected["logits"]).max() < 1e-6 * np.abs(expected["logits"]).max() * 5
+    assert result.largest_difference < 1e-5
+
+
+@torch.no_grad()
+def test_the_certificate_is_right_by_itself_and_sees_a_fault():
+    tensors = torch.load(OFFICIAL / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    expected = np.load(OFFICIAL / "expected.npz")
+    tokens_T = torch.from_numpy(expected["tokens"][0, :200])
+    given = naive_logits(tensors, tokens_T, 1e-5).numpy()
+    assert np.abs(given - expected["logits"][0, :200]).max() < 1e-6 * np.abs(expected["logits"]).max()
+    name = "backbone.layers.1.mixer.dt_proj.bias"
+    wrong = naive_logits({**tensors, name: tensors[name] + 0.1}, tokens_T, 1e-5).numpy()
+    assert np.abs(wrong - given).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError("Expected x.is_cuda() to be true"), ImportError("selective_scan_cuda"), AssertionError()]
+)
+def test_a_comparison_never_stops_an_import(fault, theirs, tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        raise fault
+
+    monkeypatch.setattr(transformers.MambaForCausalLM, "forward", broken)
+    result = import_model(ImportConfig(checkpoint=theirs, out=tmp_path / "ours"))
+    assert result.against_transformers is None and result.largest_difference < 1e-5
+    assert "not compared with transformers" in result.remarks[0] and (tmp_path / "ours" / "config.json").exists()
+
+
+@pytest.mark.parametrize("key, value", [
+    ("bidirectional", True), ("rcps", True), ("model_type", "caduceus"), ("quantization_config", {"bits": 8}), ("norm_first", False),
+    ("d_inner", 8), ("architectures", ["Caduceus"]), ("ssm_cfg", {"d_stat": 8}), ("ssm_cfg", {"layer": "Mamba2"}),
+], ids=str)  # fmt: skip
+def test_a_key_that_may_change_the_model_is_never_passed_over(key, value, tmp_path):
+    shutil.copytree(OFFICIAL, tmp_path / "c")
+    change(tmp_path / "c", **{key: value})
+    with pytest.raises(InputError, match=key):
+        import_model(ImportConfig(checkpoint=tmp_path / "c", out=tmp_path / "ours"))
+    assert not (tmp_path / "ours").exists()
+
+
+def test_another_epsilon_is_obeyed_and_what_is_off_is_read(tmp_path):
+    shutil.copytree(OFFICIAL, tmp_path / "c")
+    change(tmp_path / "c", norm_epsilon=0.5, bidirectional=False, rcps=None, something=None)
+    import_model(ImportConfig(checkpoint=tmp_path / "c", out=tmp_path / "ours"))
+    assert from_pretrained(tmp_path / "ours")[0].config.norm_eps == 0.5
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "mamba.", "module.model."])
+def test_names_in_a_wrapper_are_found(prefix, tmp_path):
+    tensors = torch.load(OFFICIAL / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    (tmp_path / "c").mkdir()
+    shutil.copy(OFFICIAL / "config.json", tmp_path / "c")
+    torch.save({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "c" / "pytorch_model.bin")
+    assert import_model(ImportConfig(checkpoint=tmp_path / "c", out=tmp_path / "ours")).largest_difference < 1e-5
+
+
+def test_shards_are_read_and_one_that_lacks_is_named(tmp_path):
+    theirs_of().save_pretrained(tmp_path / "c", max_shard_size="8KB")
+    shards = sorted((tmp_path / "c").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert import_model(ImportConfig(checkpoint=tmp_path / "c", out=tmp_path / "ours")).largest_difference < 1e-5
+    save_file({"x": torch.zeros(1)}, tmp_path / "c" / "model.safetensors")
+    with pytest.raises(InputError, match="holds both model.safetensors and"):
+        import_model(ImportConfig(checkpoint=tmp_path / "c", out=tmp_path / "other"))
+    (tmp_path / "c" / "model.safetensors").unlink()
+    shards[-1].unlink()
+    with pytest.raises(InputError, match=f"lacks the shard '{shards[-1].name}'"):
+        import_model(ImportConfig(checkpoint=tmp_path / "c", out=tmp_path / "other"))
+
+
+def test_a_bare_model_of_transformers_and_a_head_stored_once_are_read(tmp_path):
+    theirs_of().backbone.save_pretrained(tmp_path / "bare")
+    assert import_model(ImportConfig(checkpoint=tmp_path / "bare", out=tmp_path / "a")).largest_difference < 1e-5
+    shutil.copytree(OFFICIAL, tmp_path / "once")
+    tensors = torch.load(OFFICIAL / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    del tensors["lm_head.weight"]
+    torch.save(tensors, tmp_path / "once" / "pytorch_model.bin")
+    result = import_model(ImportConfig(checkpoint=tmp_path / "once", out=tmp_path / "b"))
+    assert result.largest_difference < 1e-5 and result.against_transformers < 1e-3
+
+
+def test_integers_are_refused_before_they_are_made_floats(tmp_path):
+    shutil.copytree(OFFICIAL, tmp_path / "c")
+    tensors = torch.load(OFFICIAL / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    name = "backbone.layers.0.mixer.in_proj.weight"
+    torch.save({**tensors, name: (tensors[name] * 10).to(torch.int8)}, tmp_path / "c" / "pytorch_model.bin")
+    with pytest.raises(InputError, match="int8, expected floating-point"):
+        import_model(ImportConfig(checkpoint=tmp_path / "c", out=tmp_path / "ours"))
+
+
+@pytest.mark.parametrize("format", ["transformers", "mamba_ssm"])
+def test_what_a_format_has_no_place_for_comes_back(format, tmp_path):
+    policy = asdict(TokenPolicy(start_token=True, soft_mask_weight=0.1))
+    ours = DnaMamba(BackboneConfig(pattern="M", width=16))
+    save_pretrained(ours, tmp_path / "ours", policy, 256, {"chr1": [[5, 9]]})
+    exported = export_model(ExportConfig(model=tmp_path / "ours", out=tmp_path / "theirs", format=format))
+    assert any("start token" in remark for remark in exported.remarks)
+    import_model(ImportConfig(checkpoint=tmp_path / "theirs", out=tmp_path / "again"))
+    model, again = from_pretrained(tmp_path / "again")
+    assert again == policy and model.trained_bases == 256 and model.trained_on == {"chr1": [[5, 9]]}
+
+
+def test_rows_that_are_no_base_and_take_probability_are_said(tmp_path):
+    theirs_of(vocab_size=5).save_pretrained(tmp_path / "v5")
+    result = import_model(ImportConfig(checkpoint=tmp_path / "v5", out=tmp_path / "ours", token_ids=(0, 1, 2, 3, 4)))
+    exported = export_model(ExportConfig(model=tmp_path / "ours", out=tmp_path / "back"))
+    assert all(any("lies on the rows that are no base" in words for words in one.remarks) for one in (result, exported))
+    shipped = export_model(ExportConfig(model=Path("human-4x64"), out=tmp_path / "shipped"))
+    assert not shipped.remarks

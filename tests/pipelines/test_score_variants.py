@@ -281,3 +281,183 @@ def test_the_distance_of_embeddings_is_a_second_column(place, tmp_path):
         assert record.info["DMDIST"][0] == pytest.approx(float(found["snv", alt]["DMDIST"]), rel=1e-5)
     assert "DMDIST" not in plain["snv", alt]
     assert float(plain["snv", alt]["DMLLR"]) == pytest.approx(float(found["snv", alt]["DMLLR"]), abs=1e-4)
+
+
+def written(path):
+    return [dict(f.partition("=")[::2] for f in v.columns[7].split(";")) for v in read_vcf(path).variants]
+
+
+def test_one_haplotype_has_one_score_to_the_bit(place, tmp_path):
+    folder, model, _ = place
+    letters = "GCTTACGTCCATGGT" + "AG" * 12 + "TCCGATTGCATTGCA"
+    (tmp_path / "g.fa").write_text(f">c1\n{letters}\n")
+    first = letters.index("AGAGAG")
+    spelled = [
+        ("c1", first, "left", letters[first - 1], letters[first - 1] + "AGAG", "."),
+        ("c1", first + 1, "first", "A", "AGAGA", "."),
+        ("c1", first + 20, "right", letters[first + 19], letters[first + 19] + "AGAG", "."),
+        ("c1", first, "long", letters[first - 1 : first + 10], letters[first - 1 : first + 10] + "AGAG", "."),
+    ]
+    vcf = write_vcf(tmp_path / "v.vcf", spelled)
+    for right in (0, 3, 40):
+        said = []
+        config = ScoreConfig(
+            model=folder / "model", variants=vcf, genome=str(tmp_path / "g.fa"), out=tmp_path / "o.vcf", right=right,
+            strands="both" if right == 3 else "forward",
+        )  # fmt: skip
+        result = run(config, say=said.append)
+        assert len({fields["DMLLR"] for fields in written(tmp_path / "o.vcf")}) == 1
+        assert result.num_moved == 3 and any("3 records are not trimmed and left-aligned" in words for words in said)
+    expected = by_hand(model, letters, first, letters[first - 1], letters[first - 1] + "AGAG", 40)
+    assert float(written(tmp_path / "o.vcf")[0]["DMLLR"]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_letter_that_says_no_base_is_never_evidence(place, tmp_path):
+    folder, _, letters = place
+    excluded = {"A": "Y", "G": "Y", "C": "R", "T": "R"}[letters[99]]
+    rows = [
+        ("c1", 20, "n", letters[19], "N", "."), ("c1", 30, "inside", letters[29], letters[29] + "ANNC", "."),
+        ("c1", 40, "placeholder", "N", "TATA", "."), ("c1", 50, "deletion", letters[49:60], "N", "."),
+        ("c1", 60, "iupac", letters[59], "Y", "."),
+    ]  # fmt: skip
+    vcf = write_vcf(tmp_path / "v.vcf", rows)
+    config = {"model": folder / "model", "genome": str(folder / "g.dna"), "right": 5}
+    assert run(ScoreConfig(variants=vcf, out=tmp_path / "o.vcf", **config)).status_counts == {"ambiguous": 5}
+    assert {fields["DMLLR"] for fields in written(tmp_path / "o.vcf")} == {"."}
+    vcf = write_vcf(tmp_path / "w.vcf", [("c1", 100, "x", excluded, other(letters[99]), ".")])
+    with pytest.raises(InputError, match=f"REF is {excluded}, the genome has {letters[99]}"):
+        run(ScoreConfig(variants=vcf, out=tmp_path / "p.vcf", **config))
+
+
+def test_records_on_contigs_that_are_not_there_are_no_mismatches(place, tmp_path):
+    folder, _, letters = place
+    rows = [("chr1", 5, "x", "A", "C", "."), ("c1", 100, "y", letters[99], other(letters[99]), ".")]
+    config = {"model": folder / "model", "genome": str(folder / "g.dna"), "right": 5, "skip_mismatches": True}
+    vcf = write_vcf(tmp_path / "v.vcf", rows)
+    found = run(ScoreConfig(variants=vcf, out=tmp_path / "o.tsv", **config)).status_counts
+    assert found == {"scored": 1, "no_contig": 1}
+    vcf = write_vcf(tmp_path / "w.vcf", rows[:1])
+    with pytest.raises(InputError, match="no record is on a contig of"):
+        run(ScoreConfig(variants=vcf, out=tmp_path / "p.tsv", **config))
+    assert not (tmp_path / "p.tsv").exists()
+
+
+def test_a_second_prefix_keeps_the_first_scores_and_the_header_says_how_they_were_made(place, tmp_path):
+    pysam = pytest.importorskip("pysam")
+    folder, _, letters = place
+    vcf = write_vcf(tmp_path / "v.vcf", [("c1", 100, "x", letters[99], other(letters[99]), "AF=0.1")])
+    config = {"model": folder / "model", "genome": str(folder / "g.dna")}
+    run(ScoreConfig(variants=vcf, out=tmp_path / "a.vcf", right=5, command="dna-mamba score x", **config))
+    run(ScoreConfig(variants=tmp_path / "a.vcf", out=tmp_path / "b.vcf", right=40, prefix="LONG", **config))
+    run(ScoreConfig(variants=tmp_path / "b.vcf", out=tmp_path / "c.vcf", right=9, **config))
+    (a,), (b,), (c,) = (written(tmp_path / f"{name}.vcf") for name in "abc")
+    assert b["DMLLR"] == a["DMLLR"] and set(b) == {
+        "AF",
+        *(p + k for p in ("DM", "LONG") for k in ("LLR", "LEN", "STATUS")),
+    }
+    assert c["LONGLLR"] == b["LONGLLR"] and c["DMLLR"] != a["DMLLR"]
+    header = read_vcf(tmp_path / "c.vcf").header
+    made = [line for line in header if line.startswith("##dna-mamba=<ID=")]
+    assert [line.split(",")[0] for line in made] == ["##dna-mamba=<ID=LONG", "##dna-mamba=<ID=DM"]
+    for word in ("ModelSHA256=", "Version=", "Command=", "Convention="):
+        assert all(word in line for line in made)
+    assert sum(line.startswith("##INFO=<ID=DMLLR,") for line in header) == 1
+    with pysam.VariantFile(str(tmp_path / "c.vcf")) as file:
+        assert next(iter(file)).info["LONGLEN"] == (0,)
+    with pytest.raises(InputError, match="--prefix 'a;b' must be letters"):
+        ScoreConfig(variants=vcf, out=tmp_path / "d.vcf", prefix="a;b", **config)
+
+
+def test_tables_have_one_schema_whatever_the_rows(place, tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder, _, letters = place
+    config = {"model": folder / "model", "genome": str(folder / "g.dna"), "right": 5}
+    kinds = {
+        "none": [],
+        "stars": [("c1", 9, "x", letters[8], "*", ".")],
+        "scored": [("c1", 100, "x", letters[99], other(letters[99]), ".")],
+    }
+    for name, rows in kinds.items():
+        run(
+            ScoreConfig(
+                variants=write_vcf(tmp_path / f"{name}.vcf", rows),
+                out=tmp_path / f"{name}.parquet",
+                distance=True,
+                **config,
+            )
+        )
+    tables = [parquet.read_table(tmp_path / f"{name}.parquet") for name in kinds]
+    assert len({str(table.schema) for table in tables}) == 1 and pa.concat_tables(tables).num_rows == 2
+    assert [str(t) for t in tables[0].schema.types] == [
+        "string",
+        "int64",
+        "string",
+        "string",
+        "string",
+        "double",
+        "int64",
+        "double",
+        "string",
+    ]
+
+
+GVCF = [
+    "c1\t1\t.\tA\t<NON_REF>\t.\t.\tEND=9\tGT\t0/0", "c1\t2\t.\tC\t*\t.\t.\t.\tGT\t0/0", "c1\t3\t.\tG\t.\t.\t.\tEND=9;\tGT\t0/0",
+    "c1\t4\t.\tG\t<DEL>\t.\t.\tDMLLR=3;X=1\tGT\t0/0", "c1\t5\t.\tG\t<A,B>\t.\t.\tEND=9", "c1\t6\tna\xefve\tG\t<DEL>\t.\t.\t",
+    "c1\t7\t.\tR\t<*>\t.\t.\tEND=9\tGT\t0/0", "c1\t8\t.\tG\t<DUP:TANDEM>", "c1\t999999999\t.\tG\t<INV>\t.\t.\tX\r",
+    "c1\t0\t.\tN\t.[c1:5[\t.\t.\tX", "c1\t11\t.\tG\t<DEL>,*\t.\t.\tX=DM\t.",
+]  # fmt: skip
+
+
+def test_blocks_write_what_record_by_record_would(place, tmp_path, monkeypatch):
+    """Most of these are passed through in compiled code; the reference is each line taken apart and put together."""
+    folder, _, _ = place
+    body = "".join(line + "\n" for line in GVCF if "<A,B>" not in line).encode("latin-1")
+    (tmp_path / "v.vcf").write_bytes(HEADER.encode() + body * 3)
+    config = {"model": folder / "model", "genome": str(folder / "g.dna"), "variants": tmp_path / "v.vcf"}
+    expected = []
+    for line in body.decode("utf-8", "surrogateescape").splitlines() * 3:
+        columns = (line.split("\t", 8) + ["."] * 8)[: max(8, line.count("\t") + 1 if line.count("\t") < 8 else 9)]
+        old = [
+            f
+            for f in columns[7].split(";")
+            if f not in ("", ".") and not f.startswith(("DMLLR=", "DMLEN=", "DMSTATUS="))
+        ]
+        statuses = [
+            "star" if alt == "*" else "breakend" if "[" in alt else "symbolic"
+            for alt in columns[4].split(",")
+            if alt != "."
+        ]
+        dots = ",".join("." for _ in statuses)
+        added = [f"DMLLR={dots};DMLEN={dots};DMSTATUS={','.join(statuses)}"] if statuses else []
+        columns[7] = ";".join([*old, *added]) or "."
+        expected.append("\t".join(columns))
+    for piece in (40, 300, 1 << 21):
+        monkeypatch.setattr("dna_mamba.data.variants.PIECE_BYTES", piece)
+        run(ScoreConfig(out=tmp_path / "o.vcf", **config))
+        given = (tmp_path / "o.vcf").read_bytes().decode("utf-8", "surrogateescape").splitlines()
+        given = [line for line in given if not line.startswith("#")]
+        # a record without a score whose INFO ends in ';' or is as it was keeps its text
+        assert [line.replace("END=9;\t", "END=9\t") for line in given] == [
+            line.replace("END=9;\t", "END=9\t") for line in expected
+        ]
+
+
+def test_the_context_is_warned_of_once_and_only_where_it_is_too_long(place, tmp_path):
+    folder, model, letters = place
+    save_pretrained(model, tmp_path / "m", {}, 150)
+    vcf = write_vcf(tmp_path / "v.vcf", [r for r in records(letters) if r[2] in ("snv", "late")])
+    config = {
+        "model": tmp_path / "m",
+        "genome": str(folder / "g.dna"),
+        "variants": vcf,
+        "out": tmp_path / "o.tsv",
+        "right": 20,
+    }
+    said = []
+    run(ScoreConfig(**config), warn=said.append)
+    assert len(said) == 1 and "1 of 2 alleles are scored with more context than the 150" in said[0]
+    run(ScoreConfig(left=100, **config), warn=said.append)
+    assert len(said) == 1

@@ -1,0 +1,145 @@
+"""What is written: whole or absent, UTF-8, JSON that any reader takes, permissions that the umask leaves."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dna_mamba.files import WholeFile, json_text, write_json, write_text
+from tests.conftest import dna_mamba
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [path for folder in ("dna_mamba", "pipelines", "kernels", "docs") for path in (ROOT / folder).rglob("*.py")]
+
+
+def test_every_text_is_opened_with_an_encoding():
+    """Else the locale decides, and a name that one machine writes another cannot read."""
+    missing = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            named = {keyword.arg for keyword in node.keywords}
+            modes = [one.value for one in node.args[1:2] if isinstance(one, ast.Constant)] if name == "open" else []
+            variable = name == "open" and len(node.args) > 1 and not modes  # download.py: ab or wb
+            binary = variable or any(isinstance(mode, str) and "b" in mode for mode in modes)
+            built_in = name == "open" and isinstance(node.func, ast.Name) and not binary
+            text = name == "read_text" or (name == "write_text" and isinstance(node.func, ast.Attribute))
+            if (built_in or text) and "encoding" not in named:
+                missing.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not missing
+
+
+def test_json_knows_no_nan():
+    values = {
+        "a": float("nan"),
+        "b": [float("inf"), 1.5, np.float64("nan")],
+        "c": {"d": (-float("inf"), "x", None, True)},
+    }
+    assert json.loads(json_text(values), parse_constant=pytest.fail) == {
+        "a": None, "b": [None, 1.5, None], "c": {"d": [None, "x", None, True]}
+    }  # fmt: skip
+
+
+def test_nobody_writes_json_past_the_one_place():
+    # hashes are no files; checkpoints hold numbers that are not finite, and read them back
+    allowed = {
+        "pipelines/benchmark_vcf.py",
+        "dna_mamba/files.py",
+        "dna_mamba/training/checkpoint.py",
+        "dna_mamba/data/genome.py",
+    }
+    for path in SOURCES:
+        text, name = path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))
+        if name in allowed or name.startswith("dna_mamba/pipelines"):
+            continue
+        for match in re.finditer(r"json\.dumps\(", text):
+            line = text[text.rfind("\n", 0, match.start()) : text.find("\n", match.start())]
+            assert "sort_keys=True" in line or "separators" in line or "_replace" in line or "write_bytes" in line, (
+                f"{name}:{line}"
+            )
+
+
+@pytest.mark.parametrize(
+    "mask, file_mode, folder_mode", [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_the_umask_decides_on_every_output(mask, file_mode, folder_mode, tmp_path):
+    (tmp_path / "x.fa").write_text(">a\nACGTACGTAC\n")
+    code = f"""
+import os, sys
+os.umask({mask})
+from dna_mamba.cli import app
+for words in (["embed", "human-4x64", "x.fa", "-o", "v.npz"], ["export", "human-4x64", "-o", "hf"],
+              ["export", "human-4x64", "-o", "ssm", "--format", "mamba_ssm"], ["import", "hf", "-o", "own"],
+              ["genome", "build", "x.fa", "--out", "x.dna"], ["generate", "human-4x64", "--length", "9", "-o", "g.fa"],
+              ["embed", "human-4x64", "x.fa", "-o", "v.zarr"]):
+    app(words, result_action="return_value")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+    for path in tmp_path.rglob("*"):
+        if path.name == "x.fa" or path.is_relative_to(tmp_path / "cache") or path.name.endswith(".lock"):
+            continue
+        expected = folder_mode if path.is_dir() else file_mode
+        assert oct(path.stat().st_mode & 0o777) == oct(expected), path
+
+
+def test_text_is_utf_8_and_what_came_as_bytes_leaves_as_bytes(tmp_path):
+    write_text(tmp_path / "x", b"na\xefve \xe2\x84\xa2".decode("utf-8", "surrogateescape"))
+    assert (tmp_path / "x").read_bytes() == b"na\xefve \xe2\x84\xa2"
+    write_json(tmp_path / "y", {"a": float("nan")})
+    assert json.loads((tmp_path / "y").read_text()) == {"a": None}
+
+
+def test_a_file_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), WholeFile(tmp_path / "new" / "x") as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_beyond_the_locale_is_no_reason_to_fail(tmp_path):
+    (tmp_path / "v.vcf").write_bytes(
+        "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\na\t3\t™é\tG\tT\t.\t.\tX=™\n".encode()
+        + b"a\t4\t\xe9\tT\tC\t.\t.\t.\n"
+    )
+    (tmp_path / "x.fa").write_text(">a\nACGTACGTAC\n")
+    locale = {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ["score", "human-4x64", "v.vcf", "--genome", "x.fa", "-o"]
+    for out in ("o™.vcf", "o.tsv"):
+        done = subprocess.run(
+            [sys.executable, "-m", "dna_mamba.cli", *words, out],
+            cwd=tmp_path,
+            capture_output=True,
+            env=os.environ | locale,
+        )
+        assert done.returncode == 0, done.stderr
+    content = (tmp_path / "o™.vcf").read_bytes()
+    assert "™é\tG\tT\t.\t.\tX=™;DMLLR=".encode() in content and b"a\t4\t\xe9\tT\tC" in content
+    assert b"\xe9\tT\tC" in (tmp_path / "o.tsv").read_bytes()
+
+
+def test_evaluate_prints_json_that_any_reader_takes(tmp_path):
+    done = dna_mamba(
+        "evaluate",
+        "human-4x64",
+        "--genome",
+        "demo",
+        "--region",
+        "chr20:9000001-9003000",
+        "--json",
+        "--out",
+        "o",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout, (tmp_path / "o" / "results.json").read_text()):
+        assert json.loads(text, parse_constant=pytest.fail)["after_n"]["bits_per_base"] is None
+    rows = (tmp_path / "o" / "context.csv").read_text().splitlines()
+    assert rows[0] == "first,last,bases,bits_per_base,low,high" and "nan" not in "".join(rows)
