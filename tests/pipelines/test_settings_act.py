@@ -97,7 +97,7 @@ CHANGES_FINETUNE = {
     "data.manifest": "other.yaml", "data.split_by": "homologue", "data.valid": ["c3"], "data.test": ["c2"], "data.split": "split.tsv",
     "data.held_out_assemblies": ["b2"], "data.by_length": False, "data.drop_n": False, "data.match_gc": True, "seq_lens": [48],
     "checkpoint": None, "model": {"pattern": "M", "width": 24}, "pooling": "max", "frozen": True, "recipe.epochs": 2,
-    "recipe.steps_per_epoch": 3, "recipe.batch": 3, "recipe.optimizer.peak_rate": 1e-2, "recipe.optimizer.final_rate": 1e-3,
+    "recipe.steps_per_epoch": 6, "recipe.batch": 3, "recipe.optimizer.peak_rate": 1e-2, "recipe.optimizer.final_rate": 1e-3,
     "recipe.optimizer.warmup_share": 0.9, "recipe.optimizer.fewest_warmup_steps": 2, "recipe.optimizer.betas": [0.5, 0.9],
     "recipe.optimizer.weight_decay": 0.9, "recipe.optimizer.gradient_clip": 1e-4, "recipe.standardize_windows": 8,
     "evaluation.valid_windows": 8, "evaluation.test_windows": 8, "evaluation.seed": 3, "evaluation.baseline_windows": 40,
@@ -112,11 +112,11 @@ def genomes(tmp_path_factory):
     for number, name in enumerate(("a", "b", "b2")):
         contigs = []
         for k in (1, 2, 3):
-            letters = random_letters(600 * k, 10 * number + k)
+            letters = random_letters(600 * k + 900 * (name == "b2"), 10 * number + k)
             letters = letters[:200].lower() + "N" * 20 + letters[220:]
             contigs.append(f">c{k}\n{letters.replace('A', 'G') if name == 'a' and k == 1 else letters}\n")
         (folder / f"{name}.fa").write_text("".join(contigs))
-    rows = ", ".join(f"{{name: c{k}, homologue: '{k}', verified: true}}" for k in (1, 2, 3))
+    rows = ", ".join(f"{{name: c{k}, homologue: '{h}', verified: true}}" for k, h in ((1, 2), (2, 1), (3, 3)))
 
     def manifest(valid, test, extra=""):
         return (
@@ -134,7 +134,7 @@ def genomes(tmp_path_factory):
 
 
 def finetuned(folder, out, key=None, value=None):
-    base = ["recipe.epochs=1", "recipe.steps_per_epoch=2", "recipe.batch=4", "evaluation.valid_windows=6", "evaluation.test_windows=6",
+    base = ["recipe.epochs=1", "recipe.steps_per_epoch=5", "recipe.batch=4", "evaluation.valid_windows=6", "evaluation.test_windows=6",
             "evaluation.baseline_windows=24", "recipe.standardize_windows=4"]  # fmt: skip
     if key and key.startswith("evaluation.likelihood_ratio.") and not key.endswith("steps"):
         base.append("evaluation.likelihood_ratio.steps=1")
@@ -155,7 +155,8 @@ def finetuned(folder, out, key=None, value=None):
     (one,) = result.lengths
     name = str(one.seq_len)
     weights = (folder / out / "lengths" / name / "model" / "model.safetensors").read_bytes()
-    return (folder / out / "lengths" / name / "metrics.csv").read_text(), json.dumps([asdict(one)["rows"]]), weights
+    files = [(folder / out / "lengths" / name / file).read_text() for file in ("metrics.csv", "valid.tsv", "test.tsv")]
+    return files, json.dumps([asdict(one)["rows"]]), weights
 
 
 def test_every_setting_of_fine_tuning_acts_or_is_known_to_change_no_result(genomes, monkeypatch):
