@@ -322,7 +322,7 @@ def pretrain(
     dry_run: Flag = False,
     json: Flag = False,
 ) -> None:
-    """Pretrain a model on a genome. Without arguments: the demo, a small model on 2 Mb of human chromosome 20.
+    """Pretrain a model on a genome. Without arguments: the demo, a small model on 2,000,000 bases of human chromosome 20.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ def from_hub(name: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import disable_progress_bars, logging
     except ImportError:
-        raise InputError(f"{name} is no directory here; to look on the hub, pip install 'dna-mamba[hub]'") from None
+        raise InputError(f"{name} is no directory here; to look on the hub, pip install huggingface_hub") from None
     logging.set_verbosity_error()
     disable_progress_bars()
     try:
