@@ -1,10 +1,14 @@
 """DNA language models of your own: pretrain a Mamba on single bases, from FASTA, on a laptop or a GPU."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dna_mamba.api import DnaModel, load
     from dna_mamba.embedder import Embedder
+
+# a bar of a library that we do not show; in notebooks it would be a red box above every first result
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 __all__ = ["DnaModel", "Embedder", "load"]
 

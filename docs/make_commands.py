@@ -5,11 +5,12 @@ from pathlib import Path
 
 HEAD = """# Commands
 
-Every command prints this with `--help`; a default stands behind what it is for, and what must be given says so. Results go to stdout,
-progress to stderr. Exit codes: 0 done, 1 our fault (with a traceback), 2 something in the input or the machine to mend (one line says what;
-`DNA_MAMBA_DEBUG=1` adds the traceback), 3 stopped by a check of its own or for want of memory, 130, 143, 129 and 138 stopped by SIGINT,
-SIGTERM, SIGHUP or SIGUSR1, with the run saved. Regions such as `chr20:8000001-9000000`, `chr20:8000001-` and `chr20` are 1-based with both
-ends included, as in samtools; intervals in files we write and in Python are 0-based with the end excluded. This page is made from the
+Every command prints this with `--help`; a default stands behind what it is for, and what must be given says so.
+Results go to stdout, progress to stderr. Exit codes: 0 done, 1 our fault (with a traceback), 2 something in the input
+or the machine to mend (one line says what; `DNA_MAMBA_DEBUG=1` adds the traceback), 3 stopped by a check of its own
+or for want of memory, 130, 143, 129 and 138 stopped by SIGINT, SIGTERM, SIGHUP or SIGUSR1, with the run saved.
+Regions such as `chr20:8000001-9000000`, `chr20:8000001-` and `chr20` are 1-based with both ends included, as in
+samtools; intervals in files we write and in Python are 0-based with the end excluded. This page is made from the
 command line by `docs/make_commands.py`.
 """
 

@@ -1,8 +1,10 @@
 """Shared settings and toy data; all of it is made in code."""
 
+import gc
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +19,27 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what needs a GPU where there is none."""
+    """Skip what needs a GPU where there is none; what needs much of its memory runs last, when nothing else holds any."""
+    items.sort(key=lambda item: item.get_closest_marker("gpu_memory") is not None)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def pytest_runtest_setup(item):
+    """Wait for the GPU memory that a test asks for; skip it, with the numbers, where others hold it."""
+    marker = item.get_closest_marker("gpu_memory")
+    if marker is None or not torch.cuda.is_available():
+        return
+    for _ in range(60):
+        gc.collect()
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0] / 2**30
+        if free >= marker.args[0]:
+            return
+        time.sleep(1)
+    pytest.skip(f"needs {marker.args[0]} GiB of free GPU memory, {free:.1f} are free")
 
 
 @pytest.fixture(autouse=True, scope="session")

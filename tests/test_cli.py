@@ -36,6 +36,7 @@ COMMANDS = [
     ("bench", "species"),
     ("bench", "score"),
     ("bench", "genome"),
+    ("bench", "vcf"),
 ]
 
 
@@ -62,6 +63,16 @@ def test_every_option_is_documented_in_help_and_docs(command):
     for option in options:
         assert f"`{option}" in section, f"{option} is not in docs/commands.md under dna-mamba {' '.join(command)}"
     assert set(re.findall(r"`(--[a-z][a-z-]*)", section)) <= options
+
+
+def test_the_page_of_commands_is_what_the_command_line_says():
+    """Defaults and what is required with it; python docs/make_commands.py writes it anew."""
+    import runpy
+
+    made = runpy.run_path(str(ROOT / "docs" / "make_commands.py"))["text"]()
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert page == made
+    assert page.count("**[required]**") > 20 and page.count("*[default: ") > 47
 
 
 def test_help_takes_under_half_a_second():
@@ -103,7 +114,7 @@ MISTAKES = {
     "resume without out": (["pretrain", "--resume"], "--resume needs --out"),
     "resume nothing": (["pretrain", "--resume", "--out", "nothing"], "holds no run to go on with"),
     "no GPU": (["pretrain", "--device", "cuda"], "torch sees no GPU"),
-    "region without digits": (["pretrain", "--valid", "chr20:1-,"], "is not CONTIG:START-END"),
+    "region without digits": (["pretrain", "--valid", "chr20:1-,"], "a region is CONTIG:START-END"),
     "contig by another name": (["pretrain", "--valid", "20"], "did you mean 'chr20'"),
     "nothing to validate on": (["pretrain", "--valid", "chr20:9000001-9000001"], "the valid part has no base to score"),
     "validation of N": (["pretrain", "--valid", "chr20:1-5000"], "the valid part has no base to score"),
@@ -156,7 +167,7 @@ MISTAKES = {
         "runs on --device cuda alone",
     ),
     "no manifest": (["genome", "fetch", "great-ape"], "did you mean"),
-    "show outside": (["genome", "show", "{fasta}", "chr1:1-30000"], "reach outside chr1"),
+    "show outside": (["genome", "show", "{fasta}", "chr1:1-30000"], "ends past chr1, which has 20,000 bases"),
 }
 
 
@@ -231,5 +242,6 @@ def test_every_documented_command_runs(fasta, tmp_path):
     assert "times naive" in run("bench", "scan", "--shape", "1,16,64", "--repeats", "1", "--json")
     for what in ("conv", "norm", "loss", "step", "block"):
         rows = json.loads(run("bench", what, "--repeats", "1", "--json"))["rows"]
-        assert rows and all(row["ms a step" if what == "step" else "forward+backward ms"] > 0 for row in rows)
+        times = [row["ms a step" if what == "step" else "forward+backward ms"] for row in rows]
+        assert times and all(time == "too slow" or time > 0 for time in times)  # which a busy machine may be
     assert "pyfaidx" in run("bench", "genome", "--megabases", "4", "--json")

@@ -238,6 +238,7 @@ def test_they_compile_without_a_graph_break(triton_device):
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_memory(40)
 def test_offsets_past_two_to_the_31_elements():
     # 2,359,296,000 elements: a 32-bit offset would wrap inside the last tenth
     T, D, tail = 2_304_000, 1024, 64

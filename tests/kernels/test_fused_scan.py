@@ -264,6 +264,7 @@ def test_the_plan_covers_every_position_once():
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_memory(60)
 def test_offsets_past_two_to_the_31_elements():
     # 2,359,296,000 elements: a 32-bit offset would wrap inside the last tenth of the sequence
     T, D, tail = 2_304_000, 1024, 4096
@@ -368,6 +369,7 @@ def test_the_reference_in_pieces_equals_the_float64_loop():
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_memory(60)
 def test_a_million_positions_equal_the_float64_recurrence():
     T, D, N = 2**20, 128, 16
     inputs = make_inputs(1, T, D, N)

@@ -91,6 +91,7 @@ def test_twenty_states_of_bfloat16_beside_float32_weights(device, implementation
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_memory(60)
 def test_offsets_past_two_to_the_31_elements():
     # 2,359,296,000 elements of x and z; what lies 2,000 positions back has decayed by more than e^-100
     T, E, tail = 1_152_000, 1024, 4096

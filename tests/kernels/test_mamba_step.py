@@ -62,6 +62,7 @@ def test_stream_and_states_of_real_sizes(B, D):
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_memory(24)
 def test_states_past_two_to_the_31():
     B = 2**31 // (256 * 16) + 16
     inputs = {name: x.float() for name, x in make_inputs(1, 128, 256, 16, 8, 4).items()}

@@ -191,7 +191,7 @@ from dna_mamba.cli import main
 main()
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=900)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(toy_fasta, tmp_path):
@@ -266,7 +266,7 @@ main()
         "training.validate_every_steps=20",
         "training.checkpoint_every_steps=50",
     ]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=200, cwd=tmp_path,
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=900, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 143 and "after step 40" in done.stderr, done.stderr
     assert (tmp_path / "run" / "checkpoints" / "step-00000040").is_dir()
