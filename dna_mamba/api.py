@@ -34,7 +34,8 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", rna: bool = Fals
     Raises:
         InputError: There is no model, it is damaged, or the device is not here.
     """
-    from dna_mamba.pipelines.sequences import find_device, load_language_model
+    from dna_mamba.device import find_device
+    from dna_mamba.pipelines.sequences import load_language_model
 
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"load({path!r}): expected a directory, or the name of a model")

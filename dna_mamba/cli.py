@@ -573,6 +573,7 @@ def evaluate(
     region: Many = (),
     window: int = 8192,
     max_bases: int = 2**24,
+    rna: Flag = False,
     device: str = "auto",
     out: Path | None = None,
     json: Flag = False,
@@ -598,7 +599,10 @@ def evaluate(
     window
         Longest left context in the table of loss against context, in bases.
     max_bases
-        Score at most so many A, C, G and T, spread evenly over the part.
+        Score at most so many A, C, G and T, spread evenly over the part; the table of left context reads windows of its own, at
+        least 16 a row.
+    rna
+        Read U of files as T; otherwise U is N.
     device
         auto, cpu or cuda; always float32.
     out
@@ -615,7 +619,7 @@ def evaluate(
         result = pipeline.run(
             pipeline.EvaluateConfig(
                 model=model, genome=genome, split=split, split_file=split_file, valid=valid, test=test, regions=region,
-                window_bases=window, max_bases=max_bases, device=device, out=out,
+                window_bases=window, max_bases=max_bases, rna=rna, device=device, out=out,
             ),
             on_progress=update,
             warn=_warn,

@@ -25,6 +25,8 @@ def without_nan(values: Any) -> Any:
         return {key: without_nan(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
         return [without_nan(value) for value in values]
+    if type(values).__module__ == "numpy" and getattr(values, "shape", None) == ():
+        values = values.item()
     if isinstance(values, float) and not math.isfinite(values):
         return None
     return values
@@ -87,7 +89,8 @@ def obey_umask(path: Path) -> None:
     mask = _umask()
     paths = [path, *(path.rglob("*") if path.is_dir() else ())]
     for one in paths:
-        one.chmod((0o777 if stat.S_ISDIR(one.stat().st_mode) else 0o666) & ~mask)
+        now = one.stat().st_mode
+        one.chmod(((0o777 if stat.S_ISDIR(now) else 0o666) & ~mask) | (now & stat.S_ISGID))
 
 
 def _sync(path: Path) -> None:

@@ -45,7 +45,7 @@ class Line:
         )  # fmt: skip
         self._task: Any = None
         self._started = self._printed = 0.0
-        self._before = 0.0
+        self._before = self._last = 0.0
 
     def __enter__(self) -> "Line":
         """Show nothing yet: the line appears when there is something to say."""
@@ -68,6 +68,10 @@ class Line:
         """
         what = what or self.what
         now = time.monotonic()
+        if self._task is not None and done < self._last:  # another count begins
+            self.progress.remove_task(self._task)
+            self._task = None
+        self._last = done
         if self._task is None:
             self._started, self._before, self._printed = now, done, now
             self._task = self.progress.add_task(what, total=total, words="")

@@ -96,7 +96,8 @@ def run(
         known.add(genome.stored(interval.contig, interval.start, interval.end))
     distinct = known.distinct()
     of_part = {
-        name: _tiles(genome, merge(split.part(name)), distinct, known.one_of, TILE_BASES) for name in ("valid", "test")
+        name: _tiles(genome, merge(split.part(name)), distinct, known.one_of, TILE_BASES, to_the_end=True)
+        for name in ("valid", "test")
     }
     return AuditResult(
         tiles_of_part={name: found.num_tiles - found.num_not_judged for name, found in of_part.items()},
@@ -174,8 +175,13 @@ def _tiles(
     one_of: int,
     tile_bases: int,
     mine: Kmers | None = None,
+    *,
+    to_the_end: bool = False,
 ) -> _Tiles:
-    """Judge tiles of intervals by their 31-mers, of which a sample of others is known; `mine` collects their own."""
+    """Judge tiles of intervals by their 31-mers, of which a sample of others is known; `mine` collects their own.
+
+    With `to_the_end`, what is left at the end of an interval is judged too, by a tile that is moved back or is shorter.
+    """
     part_bases = PART_BASES // tile_bases * tile_bases
     found = _Tiles()
     for interval in intervals:
@@ -189,7 +195,11 @@ def _tiles(
                 usable &= sampled(codes, one_of)
             here = np.zeros(len(codes), bool)
             here[usable] = contained(codes[usable], known)
-            for start in range(0, min(len(codes), part_bases) - tile_bases + K, tile_bases):
+            starts = list(range(0, min(len(codes), part_bases) - tile_bases + K, tile_bases))
+            if to_the_end and begin + part_bases >= interval.end and len(codes):
+                last = max(0, len(stored) - tile_bases)
+                starts += [last] if not starts or last > starts[-1] else []
+            for start in starts:
                 inside = slice(start, start + tile_bases - K + 1)
                 count = int(usable[inside].sum())
                 complete = bool((codes[inside] != NONE).all())

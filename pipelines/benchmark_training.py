@@ -20,6 +20,7 @@ from dna_mamba.data.windows import plan_windows
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
+from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
 from dna_mamba.pipelines.planning import Cut, choose_cut, memory_of_step, this_gpu
 from dna_mamba.training.language_model import LanguageModel
@@ -100,7 +101,7 @@ def _row(
         cut = Cut(piece_bases=config.piece_bases, kept_pieces=1, recomputed_layers=again)
     torch.manual_seed(0)
     module = LanguageModel(
-        DnaMamba(model).to(device).use_implementation("triton" if device == "cuda" else "cpu"),
+        DnaMamba(model).to(device).use_implementation(implementation_for(model, device)),
         OptimizerConfig(),
         TokenPolicy(),
         num_steps=100,

@@ -74,7 +74,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise InputError(
-            f"{path} holds no sections; expected lines such as 'training:' with indented 'key: value' below"
+            f"{path} holds no sections, as a YAML file of settings or a manifest has; expected lines 'name: value', or 'name:' with "
+            f"indented lines below"
         )
     return values
 
@@ -120,6 +121,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return value.item()
     return str(value) if isinstance(value, Path) else value
 
 

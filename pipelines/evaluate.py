@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dna_mamba.data.build import Progress, is_directory
 from dna_mamba.data.genome import GenomeStore
@@ -16,6 +15,7 @@ from dna_mamba.data.intervals import Interval, merge, subtract
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.samples import Stretch, sample
 from dna_mamba.data.windows import known_bases
+from dna_mamba.device import find_device
 from dna_mamba.errors import InputError, check_regular
 from dna_mamba.files import whole_directory, write_json, write_text
 from dna_mamba.model.backbone import DnaMamba
@@ -43,6 +43,8 @@ class EvaluateConfig:
     regions: tuple[str, ...] = ()
     window_bases: int = 8192
     max_bases: int = TEST_BASES
+    rna: bool = False
+    """Read U of the genome as T."""
     device: str = "auto"
     out: Path | None = None
 
@@ -121,7 +123,7 @@ def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
 
 def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: Any, warn: Any) -> GenomeStore:
     if config.genome is not None:
-        return load_genome(config.genome, on_progress, warn)
+        return load_genome(config.genome, on_progress, warn, rna=config.rna)
     if record is None:
         raise InputError(f"{config.model} has no run.json beside it; say which genome to score with --genome")
     source = Path(record["genome"]["store"])
@@ -131,7 +133,7 @@ def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: 
     elif len(packed) == 1 and packed[0].name == "chr20.hg38.fa.gz" and not packed[0].exists():
         genome = load_genome(DEMO, on_progress, warn)
     elif len(packed) == 1 and packed[0].exists():
-        genome = load_genome(str(packed[0]), on_progress, warn)
+        genome = load_genome(str(packed[0]), on_progress, warn, rna=bool(record["genome"].get("rna")))
     else:
         raise InputError(f"the genome of this run is no longer at {source}; say where it is with --genome")
     if genome.manifest.bases_sha256 != record["genome"]["bases_sha256"]:
@@ -234,11 +236,7 @@ def run(
     what, regions = _regions(config, genome, record)
     if not regions:
         raise InputError(f"the split has no {config.split!r} part; choose another --split")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+    device = find_device(config.device)
     model.use_implementation(implementation_for(model.config, device)).to(device)
     window = min(config.window_bases, max(map(len, regions)))
     some = sample(

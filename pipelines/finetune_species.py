@@ -17,6 +17,7 @@ import torch
 from dna_mamba import signals
 from dna_mamba.data.build import Progress
 from dna_mamba.data.labelled import LabelledWindows, Place, write_places
+from dna_mamba.device import find_device
 from dna_mamba.errors import InputError, StoppedError, TerminatedError, nearest
 from dna_mamba.files import write_json, write_text
 from dna_mamba.model.backbone import DnaMamba
@@ -40,7 +41,6 @@ from dna_mamba.pipelines.oracle import attainable, counted, read_truth
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.planning import check_main_memory, choose_cut, this_gpu
 from dna_mamba.pipelines.pretrain import Interrupted
-from dna_mamba.pipelines.sequences import find_device
 from dna_mamba.pipelines.simulate import TRUTH
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import newest_intact
@@ -588,6 +588,12 @@ class _Length:
                 epoch_started = time.monotonic()
                 now = (found.accuracy.value, -found.log_loss)
                 full_length = self.recipe.epoch_lengths()[epoch] == self.length
+                if not all(math.isfinite(number) for number in now):
+                    self.say(
+                        f"epoch {epoch + 1}: validation gave {now}, which is compared with nothing; model/ stays as it was"
+                    )
+                    full_length = full_length and best is None  # until one can be compared, the newest stands there
+                    now = (-1.0, -1e300)
                 if full_length and (best is None or now > best):
                     best = now
                     about = {

@@ -87,7 +87,8 @@ def draw_losses(metrics: Path, picture: Path, references: Mapping[str, float], s
         axes.plot(*zip(*valid, strict=True), "o-", color="black", markersize=4, label="validation")
     axes.plot(megabases[-1:], [held_out], "*", color="#cc79a7", markersize=13, label="test, at the end")
     lowest = min([held_out, *smooth, *references.values(), *(bits for _, bits in valid)])
-    axes.set_ylim(lowest - 0.03, 2.05)
+    top = 2.05 if min(smooth) < 2.05 else max(smooth) + 0.05  # a run that has learned nothing is seen too
+    axes.set_ylim(lowest - 0.03, top)
     lines = [(held_out, f"Mamba {size}: {held_out:.3f}", "#cc79a7")]
     for (name, bits), colour in zip(references.items(), COLOURS, strict=False):
         axes.axhline(bits, linestyle="--", linewidth=1, color=colour)
@@ -127,7 +128,8 @@ def draw_report(metrics: Path, speed: Path, picture: Path, title: str) -> Path:
     if losses:
         # the first fall is one number at the top; the panel is for what follows it
         ordered = sorted(losses)
-        low, high = ordered[0], max([ordered[int(0.98 * (len(ordered) - 1))], *(bits for _, bits in valid)])
+        low = min([ordered[0], *(bits for _, bits in valid)])
+        high = max([ordered[int(0.98 * (len(ordered) - 1))], *(bits for _, bits in valid)])
         loss.set_ylim(low - 0.03 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
     loss.set_title("bits per base, by window length")
     loss.legend(frameon=False, fontsize=6, ncols=2 if len(lengths) > 6 else 1, loc="upper right")

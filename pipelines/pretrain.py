@@ -318,13 +318,13 @@ def load_genome(
     return open_genome(demo_genome() if name == DEMO else Path(name), rna=rna, on_progress=on_progress, warn=warn)
 
 
-def load_split(genome: GenomeStore, data: DataConfig) -> Split:
+def load_split(genome: GenomeStore, data: DataConfig, warn: Callable[[str], None] | None = None) -> Split:
     """Make the split that the configuration asks for.
 
     Raises:
         InputError: It cannot be made, asks for a BED and regions at once, or has a part without a base to score.
     """
-    split = _make_split(genome, data)
+    split = _make_split(genome, data, warn)
     for name in ("valid", "test"):
         part = split.part(name)
         if part and not any(_has_target(genome, interval) for interval in part):
@@ -338,11 +338,11 @@ def _has_target(genome: GenomeStore, interval: Interval) -> bool:
     return num_targets > 0 and int(genome.count_n(interval.contig, starts, ends)[0]) < num_targets
 
 
-def _make_split(genome: GenomeStore, data: DataConfig) -> Split:
+def _make_split(genome: GenomeStore, data: DataConfig, warn: Callable[[str], None] | None) -> Split:
     if data.split is not None:
         if data.valid or data.test:
             raise InputError("--split and --valid or --test exclude each other; put all parts into the BED")
-        return split_from_bed(genome, Path(data.split))
+        return split_from_bed(genome, Path(data.split), warn)
     if data.valid or data.test:
         return split_from_regions(genome, data.valid, data.test)
     return default_split(genome)
@@ -539,7 +539,7 @@ def plan(
     if machine is not None and config.device != "cuda":
         raise InputError(f"a plan for {machine.name} is one for a GPU; leave device {config.device!r} out")
     genome = load_genome(config.data.genome, on_progress, warn, rna=config.data.rna)
-    result, steps = _plan(config, genome, load_split(genome, config.data), machine)
+    result, steps = _plan(config, genome, load_split(genome, config.data, warn), machine)
     steps[0]  # one real batch
     return result
 
@@ -639,7 +639,7 @@ def run(
     resume = resume or resume_from is not None
     fresh = not out.exists()
     genome = load_genome(config.data.genome, on_progress, warn, rna=config.data.rna)
-    split = load_split(genome, config.data)
+    split = load_split(genome, config.data, warn)
     the_plan, steps = _plan(config, genome, split)  # before the directory is made: a bad request leaves nothing behind
     lock = run_directory.prepare(out, resume=resume, overwrite=overwrite)
     try:
@@ -746,7 +746,7 @@ def _run_locked(
                 "versions": run_directory.versions(),
                 "hardware": run_directory.hardware(config.device),
                 "seed": config.seed,
-                "genome": run_directory.describe_genome(genome),
+                "genome": run_directory.describe_genome(genome) | {"rna": config.data.rna},
                 "split": run_directory.describe_split(split),
                 "policy": asdict(policy),
                 "stages": stages,

@@ -33,12 +33,13 @@ from dna_mamba.data.variants import (
 )
 from dna_mamba.data.vcf_blocks import NO_ALT, SLOW, STAR, SYMBOLIC, Block, weave
 from dna_mamba.data.vocabulary import letters_of_store, reverse_complement_tokens, tokens_of
+from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import find_device, load_language_model, read_piece
+from dna_mamba.pipelines.sequences import load_language_model, read_piece
 from dna_mamba.training.forks import Allele, AlleleScores, score_alleles
 
 FORMATS = (".vcf", ".vcf.gz", ".tsv", ".parquet")
@@ -56,6 +57,7 @@ DISTANCE_MEANING = (
     "flank; same contexts as {prefix}LLR"
 )
 COLUMNS = ("contig", "pos", "id", "ref", "alt")
+DEFAULT_PREFIX = "DM"
 STATUSES = (
     "scored", "star", "symbolic", "breakend", "no_alt", "ambiguous", "too_long", "ref_mismatch", "no_contig",
 )  # fmt: skip
@@ -86,7 +88,7 @@ class ScoreConfig:
     skip_mismatches: bool = False
     """Give records whose REF is not in the genome the status ref_mismatch, and those on a contig that it has not no_contig,
     instead of stopping."""
-    prefix: str = "DM"
+    prefix: str = DEFAULT_PREFIX
     """Of the names of INFO fields and columns; scoring again under another keeps the first scores."""
     rna: bool = False
     """Read U of the genome as T."""
@@ -111,8 +113,25 @@ class ScoreConfig:
 
     @property
     def replaced(self) -> frozenset[str]:
-        """Names of the fields that are ours under this prefix; what stood there goes."""
+        """Names of the fields that are ours under this prefix; what an earlier run put there goes."""
         return frozenset(self.prefix + kind for kind in ("LLR", "LEN", "DIST", "STATUS"))
+
+    def check_header(self, header: Sequence[str]) -> None:
+        """Refuse to write over fields of others.
+
+        Raises:
+            InputError: The header defines one of our names, and no line of ours says that it is ours.
+        """
+        ours = self.prefix == DEFAULT_PREFIX or any(
+            line.startswith(f"##dna-mamba=<ID={self.prefix},") for line in header
+        )
+        for line in header:
+            name = line.removeprefix("##INFO=<ID=").split(",")[0] if line.startswith("##INFO=<ID=") else ""
+            if name in self.replaced and not ours:
+                raise InputError(
+                    f"{self.variants} has a field {name} of its own, which --prefix {self.prefix} would write over; choose "
+                    f"another prefix"
+                )
 
 
 def check_context(left: int | None, right: int, strands: str) -> None:
@@ -175,7 +194,7 @@ class _Survey:
         self.statuses = bytearray()
         self.by_contig: dict[str, _OfContig] = {}
         self.num_records = self.num_moved = self.num_scored = 0
-        self.num_mismatched = self.num_without_contig = 0
+        self.num_mismatched = self.num_without_contig = self.num_ambiguous = 0
         self.first_fault: tuple[Variant, str] | None = None
 
     def read_file(self, reader: VcfReader) -> None:
@@ -205,9 +224,12 @@ class _Survey:
         if self.first_fault is None:
             return
         if self.config.skip_mismatches:
-            if self.num_without_contig == self.num_records:
+            passed = self.num_mismatched + self.num_without_contig
+            if not self.num_scored and passed and not self.num_ambiguous:
+                what = "is on a contig" if self.num_without_contig == passed else "fits the bases"
                 raise InputError(
-                    f"{self.config.variants}: no record is on a contig of {self.config.genome}: {self.first_fault[1]}"
+                    f"{self.config.variants}: of {passed:,} records with bases to score none {what} of {self.config.genome}, for "
+                    f"example line {self.first_fault[0].line}: {self.first_fault[1]}"
                 )
             return
         variant, fault = self.first_fault
@@ -239,6 +261,7 @@ class _Survey:
             # REF adds nothing where the genome, or REF itself, says no base: nothing to compare with
             if "N" in letters or "N" in record.ref.upper():
                 whole = "ambiguous"
+                self.num_ambiguous += 1
         moved = False
         for status, alt in zip(statuses, record.alts, strict=True):
             if status is None:
@@ -293,6 +316,7 @@ def run(
     check_is_no_input(config.out, config.variants, config.genome)
     check_writable(config.out)
     reader = VcfReader(config.variants, warn)
+    config.check_header(reader.header)
     before = config.variants.stat()
     genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
     survey = _Survey(config, genome)
@@ -307,10 +331,14 @@ def run(
         )
     _warn_of_context(config, survey, model.trained_bases, warn)
     ratios, distances = _score(model, genome, survey, config, on_bases)
-    after = config.variants.stat()
-    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise InputError(f"{config.variants} changed while it was read; score again when it is complete")
-    _write(config, survey, ratios, distances)
+
+    def check_unchanged() -> None:
+        after = config.variants.stat()
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise InputError(f"{config.variants} changed while it was read; score again when it is complete")
+
+    check_unchanged()
+    _write(config, survey, ratios, distances, check_unchanged)
     counts = np.bincount(np.frombuffer(survey.statuses, np.uint8), minlength=len(STATUSES)).tolist()
     return ScoreResult(
         out=config.out,
@@ -454,7 +482,8 @@ class AltScore:
 class _Found:
     """What was found for each allele, given out in the order of the file."""
 
-    def __init__(self, survey: _Survey, ratios: np.ndarray, distances: np.ndarray):
+    def __init__(self, survey: _Survey, ratios: np.ndarray, distances: np.ndarray, check_unchanged: Callable[[], None]):
+        self.check_unchanged = check_unchanged
         self.survey, self.ratios, self.distances = survey, ratios, distances
         self.at = self.number = 0
 
@@ -478,7 +507,8 @@ class _Found:
         self.at += records
 
     def check(self) -> None:
-        """See that all was given out."""
+        """See that all was given out, from the file that was surveyed."""
+        self.check_unchanged()
         assert (self.at, self.number) == (len(self.survey.statuses), self.survey.num_scored), "the same file twice"
 
 
@@ -512,8 +542,14 @@ def _header(config: ScoreConfig, old: Sequence[str]) -> list[str]:
     return [*(line for line in old[:-1] if not line.startswith(gone)), *added, old[-1]]
 
 
-def _write(config: ScoreConfig, survey: _Survey, ratios: np.ndarray, distances: np.ndarray) -> None:
-    found = _Found(survey, ratios, distances)
+def _write(
+    config: ScoreConfig,
+    survey: _Survey,
+    ratios: np.ndarray,
+    distances: np.ndarray,
+    check_unchanged: Callable[[], None],
+) -> None:
+    found = _Found(survey, ratios, distances, check_unchanged)
     reader = VcfReader(config.variants)
     kind = format_of(config.out)
     if kind in (".vcf", ".vcf.gz"):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
@@ -19,21 +18,6 @@ from dna_mamba.pipelines.pretrain import load_genome
 
 Named = tuple[Interval, str]
 """A place and its name."""
-
-
-def find_device(device: str) -> str:
-    """Turn auto into cuda or cpu.
-
-    Raises:
-        InputError: The device is unknown or not here.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"device {device!r} is unknown; choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
-    return device
 
 
 def load_language_model(path: Path, device: str) -> DnaMamba:

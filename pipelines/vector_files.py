@@ -4,7 +4,6 @@
 import contextlib
 import errno
 import io
-import json
 import os
 import shutil
 import zipfile
@@ -17,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dna_mamba.errors import InputError
-from dna_mamba.files import WholeFile
+from dna_mamba.files import WholeFile, json_text
 
 FORMATS = (".npz", ".parquet", ".h5ad", ".zarr")
 PIECE_BYTES, PIECE_ROWS = 1 << 26, 1 << 16
@@ -74,7 +73,7 @@ class UnfinishedVectors:
             self.lock.acquire(timeout=0)
         except Timeout:
             raise InputError(f"another process is writing {out}; wait for it, or choose another -o") from None
-        text = json.dumps(plan, sort_keys=True)
+        text = json_text(plan, sort_keys=True)
         known = self.folder / "plan.json"
         if known.exists() and known.read_text(encoding="utf-8") == text and (self.folder / "vectors").exists():
             self.done = self._read_done()

@@ -319,7 +319,7 @@ class _GenBankLines(io.TextIOBase):
             begun = begun or line.startswith("LOCUS")
             if not begun or not line.strip():
                 continue
-            if not line[0].isspace():
+            if not line[0].isspace() and not (in_sequence and line[0].isdigit()):
                 keep = line.startswith(self.KEPT)
                 in_sequence = line.startswith("ORIGIN")
                 if line.startswith("LOCUS"):
@@ -380,11 +380,14 @@ def _pack_genbank(path: Path, packer: _Packer) -> None:
 
 
 def _check_genbank_end(path: Path) -> None:
-    last = b""
+    rest, ended = b"", False
     with open_unpacked(path) as stream:
         while chunk := stream.read(CHUNK):
-            last = (last + chunk)[-64:]
-    if last.split()[-1:] != [b"//"]:
+            lines = (rest + chunk).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                ended = (ended or line.strip() == b"//") and not line.startswith(b"LOCUS")
+    if not (ended or rest.strip() == b"//"):
         raise InputError(f"{path} is cut: it does not end with '//' as GenBank records do; copy or download it again")
 
 
@@ -578,7 +581,7 @@ def _build_locked(
         shutil.rmtree(building, ignore_errors=True)
         raise
     if warn and packer.num_uracil and not rna:
-        warn(f"{packer.num_uracil:,} letters U became N; --rna reads them as T")
+        warn(f"{packer.num_uracil:,} letters U became N; --rna, here or of genome build, reads them as T")
     return GenomeStore.open(out)
 
 

@@ -1,6 +1,6 @@
 """Which bases train, validate and test."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def _check(genome: GenomeStore, interval: Interval, where: str) -> None:
         raise InputError(f"{where}: {interval} ends past {interval.contig}, which has {length:,} bases")
 
 
-def split_from_bed(genome: GenomeStore, path: Path) -> Split:
+def split_from_bed(genome: GenomeStore, path: Path, warn: Callable[[str], None] | None = None) -> Split:
     """Read CONTIG START END SPLIT, with train, valid and test as splits.
 
     Raises:
@@ -59,7 +59,7 @@ def split_from_bed(genome: GenomeStore, path: Path) -> Split:
             share bases.
     """
     parts: dict[str, list[Interval]] = {"train": [], "valid": [], "test": []}
-    for line, interval, columns in read_bed(path):
+    for line, interval, columns in read_bed(path, warn):
         where = f"{path}, line {line}"
         name = SPLIT_NAMES.get(columns[0].lower()) if columns else None
         if name is None:

@@ -21,7 +21,14 @@ def text_of(sequence: Any, name: str = "a sequence") -> str | None:
     kind = type(sequence)
     if kind.__module__.startswith("Bio.Seq") and hasattr(sequence, "reverse_complement"):
         inner = getattr(sequence, "seq", sequence)
-        return str(inner)
+        try:
+            if inner is None:
+                raise ValueError
+            return str(inner)
+        except ValueError as error:  # Biopython's UndefinedSequenceError is one
+            raise InputError(
+                f"{name} is a {kind.__name__} without letters: only its length is known, if that"
+            ) from error
     if kind.__module__.startswith("pyfaidx") and isinstance(getattr(sequence, "seq", None), str):
         return str(sequence.seq)
     if isinstance(sequence, bytes | bytearray | memoryview):
@@ -73,12 +80,17 @@ def texts_of(sequences: Any, what: str = "sequences") -> tuple[list[str], bool]:
                 f"{what}[{number}] is {type(row).__name__}, expected a sequence as a string; take missing ones out"
             )
         texts.append(text)
+    if not texts and is_used_up_by_reading(sequences):
+        raise InputError(SPENT.format(X=what))
     if len(texts) > 1 and all(len(text) == 1 for text in texts):
         raise InputError(
             f"{what} are {len(texts):,} single letters: is it one sequence that was cut into its letters? Join them with "
             f"''.join(...); to take each for itself, give them one at a time"
         )
     return texts, False
+
+
+SPENT = "{X} gave nothing: was it read before? A generator or map gives its items once; give a list"
 
 
 def is_used_up_by_reading(sequences: Any) -> bool:

@@ -166,7 +166,7 @@ def test_row27_uracil_becomes_n_with_a_warning_or_t_on_request(tmp_path, capfd):
     source.write_text(">a\nACGUu\n")
     said = []
     assert build([source], tmp_path / "x.dna", warn=said.append).fetch(Interval("a", 0, 5)) == "ACGNN"
-    assert said == ["2 letters U became N; --rna reads them as T"]
+    assert said == ["2 letters U became N; --rna, here or of genome build, reads them as T"]
     assert run_command("genome", "build", source, "--rna", "--out", tmp_path / "y.dna") == 0
     assert GenomeStore.open(tmp_path / "y.dna").fetch(Interval("a", 0, 5)) == "ACGTT"
     assert not capfd.readouterr().err

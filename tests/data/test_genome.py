@@ -56,7 +56,7 @@ def test_u_is_read_as_t_on_request_and_otherwise_said(write, tmp_path):
     source = write("rna.fa", ">r\nACGUu\n")
     warnings = []
     assert build([source], tmp_path / "a.dna", warn=warnings.append).fetch(Interval("r", 0, 5)) == "ACGNN"
-    assert warnings == ["2 letters U became N; --rna reads them as T"]
+    assert warnings == ["2 letters U became N; --rna, here or of genome build, reads them as T"]
     assert build([source], tmp_path / "b.dna", rna=True).fetch(Interval("r", 0, 5)) == "ACGTT"
 
 

@@ -1,0 +1,20 @@
+"""Which device a command runs on."""
+
+from dna_mamba.errors import InputError
+
+
+def find_device(device: str) -> str:
+    """Turn auto into cuda or cpu.
+
+    Raises:
+        InputError: The device is unknown or not here.
+    """
+    import torch  # here: a wrong word is told without it
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {device!r} is unknown; choose auto, cpu or cuda")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+    return device
