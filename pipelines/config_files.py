@@ -74,8 +74,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise InputError(
-            f"{path} holds no sections, as a YAML file of settings or a manifest has; expected lines 'name: value', or 'name:' with "
-            f"indented lines below"
+            f"{path} holds no sections, as a YAML file of settings or a manifest has; expected lines 'name: value', or 'name:' "
+            f"with indented lines below"
         )
     return values
 

@@ -228,8 +228,8 @@ class _Survey:
             if not self.num_scored and passed and not self.num_ambiguous:
                 what = "is on a contig" if self.num_without_contig == passed else "fits the bases"
                 raise InputError(
-                    f"{self.config.variants}: of {passed:,} records with bases to score none {what} of {self.config.genome}, for "
-                    f"example line {self.first_fault[0].line}: {self.first_fault[1]}"
+                    f"{self.config.variants}: of {passed:,} records with bases to score none {what} of {self.config.genome}; "
+                    f"line {self.first_fault[0].line}: {self.first_fault[1]}"
                 )
             return
         variant, fault = self.first_fault
