@@ -982,9 +982,16 @@ def score(
 
 
 def _command() -> str:
+    """Give the command line, without the name of the output: the same scores are the same bytes under any name."""
     import shlex
 
-    return shlex.join(["dna-mamba", *sys.argv[1:]])
+    words, kept = iter(sys.argv[1:]), ["dna-mamba"]
+    for word in words:
+        if word in ("-o", "--out"):
+            next(words, None)
+        elif not word.startswith(("-o=", "--out=")):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _left(text: str) -> int | None:

@@ -89,27 +89,40 @@ def sample(
     # no stretch is far shorter than what is read before it
     size = max(1, min(most, max(context or 0, SHORTEST_CONTEXT // 4)), most // MOST_STRETCHES)
     context = max(context or 0, SHORTEST_CONTEXT)
+    pieces, counts = _cut(genome, whole, size, context, start_token)
+    # pieces hold unequal numbers of bases, as contigs and runs of N leave them: places are counted in bases, and from each
+    # on so many bases are taken as it stands for, of one piece or of several
+    places = max(1, most // size, min(4 * MOST_STRETCHES, int(most / counts.mean())))
+    if most < places * size:
+        pieces, counts = _cut(genome, whole, -(-most // places), context, start_token)
+    places = min(places, most)
+    ends = np.cumsum(counts)
+    found: list[Stretch] = []
+    given, after = 0, 0
+    for place in range(places):
+        wanted = most * (place + 1) // places
+        first = int((place + 0.5) * int(ends[-1]) / places - 0.5 * most / places)
+        here = max(after, int(np.searchsorted(ends, first, side="right")))
+        while here < len(pieces) and wanted - given > 0.05 * most / places:
+            piece, count = pieces[here], min(int(counts[here]), wanted - given)
+            found.append(piece if count == counts[here] else _shorten(genome, piece, count, start_token))
+            given, here = given + count, here + 1
+        after = here
+    return found
+
+
+def _cut(
+    genome: GenomeStore, whole: Sequence[Stretch], size: int, context: int, start_token: bool
+) -> tuple[list[Stretch], np.ndarray]:
+    """Cut into pieces of up to `size` bases; give those with something to score, and how much that is."""
     pieces = [
         Stretch(one.contig, start, min(start + size, one.end), max(one.read_from, start - context))
-        for one, count in zip(whole, targets.tolist(), strict=True)
-        if count
+        for one in whole
         for start in range(one.start, one.end, size)
     ]
-    of_piece = count_targets(genome, pieces, start_token)
-    usable = np.flatnonzero(of_piece)
-    number = max(1, int(most * len(usable) / int(of_piece.sum())))
-    chosen = usable[((np.arange(number) + 0.5) * len(usable) / number).astype(np.int64)]
-    found: list[Stretch] = []
-    left = most
-    for index in chosen.tolist():
-        piece = pieces[index]
-        if of_piece[index] > left:
-            piece = _shorten(genome, piece, left, start_token)
-        found.append(piece)
-        left -= min(left, int(of_piece[index]))
-        if not left:
-            break
-    return found
+    counts = count_targets(genome, pieces, start_token)
+    usable = np.flatnonzero(counts)
+    return [pieces[index] for index in usable.tolist()], counts[usable]
 
 
 def _shorten(genome: GenomeStore, piece: Stretch, most: int, start_token: bool) -> Stretch:

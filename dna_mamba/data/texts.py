@@ -29,8 +29,11 @@ def text_of(sequence: Any, name: str = "a sequence") -> str | None:
             raise InputError(
                 f"{name} is a {kind.__name__} without letters: only its length is known, if that"
             ) from error
-    if kind.__module__.startswith("pyfaidx") and isinstance(getattr(sequence, "seq", None), str):
-        return str(sequence.seq)
+    if kind.__module__.startswith("pyfaidx"):
+        if isinstance(getattr(sequence, "seq", None), str):
+            return str(sequence.seq)
+        if kind.__name__ in ("FastaRecord", "MutableFastaRecord"):  # it iterates over the lines of its file
+            return str(sequence)
     if isinstance(sequence, bytes | bytearray | memoryview):
         raise InputError(f"{name} is {kind.__name__}, expected letters of DNA as a string: decode it first")
     return None

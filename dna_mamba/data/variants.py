@@ -356,9 +356,9 @@ def with_info(variant: Variant, fields: Sequence[tuple[str, str]], names: frozen
     info, added = columns[7], ";".join([f"{name}={value}" for name, value in fields])
     if info in (".", ""):
         info = added or "."
-    elif info[-1] == ";" or any(name in info for name in names):
-        old = [f for f in info.split(";") if f not in ("", ".") and f.split("=")[0] not in names]
+    elif any(field.split("=")[0] in names for field in info.split(";")):
+        old = [f for f in info.split(";") if f.split("=")[0] not in names]
         info = ";".join([*old, *([added] if added else [])]) or "."
     elif added:
-        info = f"{info};{added}"
+        info = f"{info.removesuffix(';')};{added}"
     return "\t".join((*columns[:7], info, *columns[8:]))

@@ -68,7 +68,7 @@ def build_names(path):
     return GenomeStore.open(path).contigs
 
 
-@pytest.mark.parametrize("words", ["is cut", "no readable GenBank"])
+@pytest.mark.parametrize("words", ["is cut", "a record has no sequence", "no readable GenBank"])
 def test_a_cut_genbank_file_is_refused(tmp_path, words):
     from Bio import SeqIO
     from Bio.Seq import Seq
@@ -79,7 +79,12 @@ def test_a_cut_genbank_file_is_refused(tmp_path, words):
     SeqIO.write([record], path, "genbank")
     text = path.read_text()
     lines = text.splitlines(keepends=True)
-    path.write_text(text[:-4] if words == "is cut" else "".join(lines[:-2]) + "//\n")
+    texts = {
+        "is cut": text[:-4],
+        "a record has no sequence": "".join(lines[:-2]) + "//\n",
+        "no readable GenBank": "".join([*lines[:-2], lines[-2][:40], "\n//\n"]),
+    }
+    path.write_text(texts[words])
     with pytest.raises(InputError, match=words):
         build([path], tmp_path / "x.dna")
 

@@ -65,3 +65,28 @@ def test_what_cannot_be_scored_is_refused(genome):
     with pytest.raises(InputError, match="no base to score"):
         sample(genome, [Interval("v", 50_000, 50_001)], 100, context=10)
     assert sample(genome, [Interval("v", 50_000, 50_001)], 100, context=10, start_token=True)
+
+
+@pytest.mark.parametrize("most", [1000, 5000, 12_000])
+@pytest.mark.parametrize("turned", [False, True])
+def test_parts_of_unequal_contigs_are_scored_by_their_bases(tmp_path, most, turned):
+    lengths = [50] * 150 + [15_000] + [50] * 150
+    text = "".join(f">c{n}\n{random_letters(length, n)}\n" for n, length in enumerate(lengths))
+    (tmp_path / "x.fa").write_text(text)
+    genome = build([tmp_path / "x.fa"], tmp_path / "x.dna")
+    intervals = [Interval(f"c{n}", 0, length) for n, length in enumerate(lengths)]
+    found = sample(genome, intervals[::-1] if turned else intervals, most, context=64)
+    assert most >= known_of(genome, found) >= 0.8 * most
+    for numbers, expected in ((range(150), 0.25), (range(150, 151), 0.5), (range(151, 301), 0.25)):
+        part = [one for one in found if int(one.contig[1:]) in numbers]
+        assert abs(known_of(genome, part) / known_of(genome, found) - expected) < 0.12  # as finely as places go
+
+
+def test_a_part_with_much_n_and_little_else_is_scored_in_full_measure(tmp_path):
+    letters = "".join(random_letters(20, n) + "N" * 980 for n in range(200)) + random_letters(20_000, 999)
+    (tmp_path / "x.fa").write_text(f">v\n{letters}\n")
+    genome = build([tmp_path / "x.fa"], tmp_path / "x.dna")
+    found = sample(genome, [Interval("v", 0, len(letters))], 6000, context=64)
+    assert 6000 >= known_of(genome, found) >= 4800
+    sparse = [one for one in found if one.end <= 200_000]
+    assert 0.05 < known_of(genome, sparse) / known_of(genome, found) < 0.3

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyfaidx
 import pytest
 from Bio.Seq import MutableSeq, Seq
 from Bio.SeqRecord import SeqRecord
@@ -86,3 +87,10 @@ def test_numbers_of_numpy_are_numbers():
     for bad in (True, 1.0, np.bool_(True)):
         with pytest.raises(InputError):
             model.embed(ONE, layer=bad)
+
+
+def test_a_record_of_pyfaidx_is_one_sequence_and_not_the_lines_of_its_file(tmp_path):
+    (tmp_path / "x.fa").write_text(">one\nACGTT\nGCA\n")
+    with pyfaidx.Fasta(str(tmp_path / "x.fa")) as fasta:
+        assert texts_of(fasta["one"]) == (["ACGTTGCA"], True)
+        assert texts_of([fasta["one"], fasta["one"][2:4]]) == (["ACGTTGCA", "GT"], False)

@@ -6,6 +6,7 @@ from dna_mamba.errors import InputError
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.model.mixers.mamba import MambaConfig
+from tests.conftest import random_letters
 
 USUAL, MANY, TAPS = (
     BackboneConfig(pattern="M", width=16, mamba=mamba)
@@ -55,11 +56,12 @@ def test_a_run_on_the_cpu_makes_no_context_on_a_gpu(tmp_path):
     code = """
 import torch
 from dna_mamba.cli import app
-for words in (["pretrain", "--device", "cpu", "--model", "1x16", "--steps", "4", "--seq-len", "256", "--out", "run",
+for words in (["pretrain", "--genome", "g.fa", "--device", "cpu", "--model", "1x16", "--steps", "4", "--seq-len", "256", "--out", "run",
                "--set", "training.bases_per_step=1024", "evaluation.markov_max_order=1", "training.validate_every_steps=2"],
               ["embed", "run", "--device", "cpu", "x.fa", "-o", "v.npz"], ["generate", "run", "--device", "cpu", "--length", "5"]):
     app(words, result_action="return_value")
 assert torch.cuda.is_available() and not torch.cuda.is_initialized()
 """
     (tmp_path / "x.fa").write_text(">a\nACGTACGTAC\n")
+    (tmp_path / "g.fa").write_text(f">a\n{random_letters(40_000)}\n")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

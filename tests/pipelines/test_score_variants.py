@@ -337,7 +337,7 @@ def test_records_on_contigs_that_are_not_there_are_no_mismatches(place, tmp_path
     found = run(ScoreConfig(variants=vcf, out=tmp_path / "o.tsv", **config)).status_counts
     assert found == {"scored": 1, "no_contig": 1}
     vcf = write_vcf(tmp_path / "w.vcf", rows[:1])
-    with pytest.raises(InputError, match="no record is on a contig of"):
+    with pytest.raises(InputError, match="none is on a contig of"):
         run(ScoreConfig(variants=vcf, out=tmp_path / "p.tsv", **config))
     assert not (tmp_path / "p.tsv").exists()
 
@@ -461,3 +461,13 @@ def test_the_context_is_warned_of_once_and_only_where_it_is_too_long(place, tmp_
     assert len(said) == 1 and "1 of 2 alleles are scored with more context than the 150" in said[0]
     run(ScoreConfig(left=100, **config), warn=said.append)
     assert len(said) == 1
+
+
+def test_fields_whose_names_hold_ours_and_empty_parts_stay_as_they_are(place, tmp_path):
+    folder, _, letters = place
+    vcf = write_vcf(tmp_path / "v.vcf", [("c1", 100, "x", letters[99], other(letters[99]), "XDMLLR=3;;DMLLR2=4;A;")])
+    run(
+        ScoreConfig(variants=vcf, out=tmp_path / "o.vcf", model=folder / "model", genome=str(folder / "g.dna"), right=5)
+    )
+    info = (tmp_path / "o.vcf").read_text().splitlines()[-1].split("\t")[7]
+    assert info.startswith("XDMLLR=3;;DMLLR2=4;A;DMLLR=")
