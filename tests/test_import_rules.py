@@ -19,6 +19,7 @@ MAY_IMPORT = {
         "model",
         "training",
         "pipelines",
+        "device",
         "errors",
         "files",
         "progress",
