@@ -1,7 +1,8 @@
 """Which held-out bases are scored when not all are: spread over the part, each with the context that it has in full."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -89,40 +90,41 @@ def sample(
     # no stretch is far shorter than what is read before it
     size = max(1, min(most, max(context or 0, SHORTEST_CONTEXT // 4)), most // MOST_STRETCHES)
     context = max(context or 0, SHORTEST_CONTEXT)
-    pieces, counts = _cut(genome, whole, size, context, start_token)
-    # pieces hold unequal numbers of bases, as contigs and runs of N leave them: places are counted in bases, and from each
-    # on so many bases are taken as it stands for, of one piece or of several
-    places = max(1, most // size, min(4 * MOST_STRETCHES, int(most / counts.mean())))
-    if most < places * size:
-        pieces, counts = _cut(genome, whole, -(-most // places), context, start_token)
-    places = min(places, most)
-    ends = np.cumsum(counts)
+    # contigs and runs of N leave pieces with unequal numbers of bases: places are counted in bases, and from each on so many
+    # bases are taken as it stands for, of one piece or of several
+    mean = total / int((-(-targets // size)).sum())
+    places = min(most, max(1, most // size, min(4 * MOST_STRETCHES, int(most / mean))))
+    size = min(size, -(-most // places))
+    ends = np.cumsum(targets)
     found: list[Stretch] = []
-    given, after = 0, 0
+    given, behind = 0, 0  # bases that are scored, and bases up to the end of the last piece
     for place in range(places):
         wanted = most * (place + 1) // places
-        first = int((place + 0.5) * int(ends[-1]) / places - 0.5 * most / places)
-        here = max(after, int(np.searchsorted(ends, first, side="right")))
-        while here < len(pieces) and wanted - given > 0.05 * most / places:
-            piece, count = pieces[here], min(int(counts[here]), wanted - given)
-            found.append(piece if count == counts[here] else _shorten(genome, piece, count, start_token))
-            given, here = given + count, here + 1
-        after = here
+        at = max(behind, int((place + 0.5) * total / places - 0.5 * most / places))
+        while at < total and wanted - given > 0.05 * most / places:
+            number = int(np.searchsorted(ends, at, side="right"))
+            before = int(ends[number] - targets[number])
+            piece, skipped = _piece_with(genome, whole[number], at - before, size, context, start_token)
+            held = int(count_targets(genome, [piece], start_token)[0])
+            count = min(held, wanted - given)
+            found.append(piece if count == held else _shorten(genome, piece, count, start_token))
+            given += count
+            at = behind = before + skipped + held
     return found
 
 
-def _cut(
-    genome: GenomeStore, whole: Sequence[Stretch], size: int, context: int, start_token: bool
-) -> tuple[list[Stretch], np.ndarray]:
-    """Cut into pieces of up to `size` bases; give those with something to score, and how much that is."""
-    pieces = [
-        Stretch(one.contig, start, min(start + size, one.end), max(one.read_from, start - context))
-        for one in whole
-        for start in range(one.start, one.end, size)
-    ]
-    counts = count_targets(genome, pieces, start_token)
-    usable = np.flatnonzero(counts)
-    return [pieces[index] for index in usable.tolist()], counts[usable]
+def _piece_with(
+    genome: GenomeStore, whole: Stretch, number: int, size: int, context: int, start_token: bool
+) -> tuple[Stretch, int]:
+    """Give the piece of up to `size` bases that holds a target, and the number of targets before the piece."""
+
+    def targets_up_to(end: int) -> int:
+        return int(count_targets(genome, [replace(whole, end=end)], start_token)[0])
+
+    place = bisect_right(range(whole.start, whole.end), number, key=lambda position: targets_up_to(position + 1))
+    start = whole.start + place // size * size
+    piece = Stretch(whole.contig, start, min(start + size, whole.end), max(whole.read_from, start - context))
+    return piece, targets_up_to(start)
 
 
 def _shorten(genome: GenomeStore, piece: Stretch, most: int, start_token: bool) -> Stretch:

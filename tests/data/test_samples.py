@@ -1,5 +1,7 @@
 """Samples of held-out bases: what they count, where they lie, and what is read before them."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -90,3 +92,21 @@ def test_a_part_with_much_n_and_little_else_is_scored_in_full_measure(tmp_path):
     assert 6000 >= known_of(genome, found) >= 4800
     sparse = [one for one in found if one.end <= 200_000]
     assert 0.05 < known_of(genome, sparse) / known_of(genome, found) < 0.3
+
+
+def test_few_bases_of_a_large_contig_take_no_memory_of_its_size(tmp_path):
+    (tmp_path / "x.fa").write_text(f">v\n{random_letters(20_000, 5) * 500}\n")  # 10,000,000 bases
+    genome = build([tmp_path / "x.fa"], tmp_path / "x.dna")
+    genome.n_runs("v")  # read once, and kept
+    tracemalloc.start()
+    found = sample(genome, [Interval("v", 0, 10_000_000)], 100, context=64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert known_of(genome, found) == 100 and peak < 1e6
+
+
+def test_no_base_is_scored_twice_and_contigs_of_one_target_are_not_passed_over(tmp_path):
+    (tmp_path / "x.fa").write_text("".join(f">c{n}\n{random_letters(2, n)}\n" for n in range(300)))
+    genome = build([tmp_path / "x.fa"], tmp_path / "x.dna")
+    found = sample(genome, [Interval(f"c{n}", 0, 2) for n in range(300)], 290, context=64)
+    assert len({one.contig for one in found}) == len(found) >= 280
