@@ -1,6 +1,7 @@
 """The command line: one short function a command. Heavy imports stay inside the commands, so that --help is quick."""
 
 import errno
+import inspect
 import os
 import re
 import signal
@@ -151,6 +152,13 @@ def show(genome: Path, region: str, /, *, reverse_complement: Flag = False) -> N
         print(bases[start : start + 60])
 
 
+def _refuse_idle(command: Callable[..., Any], where: str, **options: Any) -> None:
+    """Refuse options that cannot act there, unless they have their default."""
+    for name, value in options.items():
+        if value != inspect.signature(command).parameters[name].default:
+            raise InputError(f"--{name.replace('_', '-')} does nothing {where}; leave it out")
+
+
 @genome_app.command
 def audit(
     genome: Path,
@@ -203,10 +211,18 @@ def audit(
     from dna_mamba.pipelines import audit as pipeline
     from dna_mamba.pipelines.manifests import SHIPPED
 
+    if against is not None:
+        _refuse_idle(audit, "with --against", split=split, valid=valid, test=test, seq_len=seq_len, window_rule=window_rule,
+                     max_n=max_n, split_by=split_by, genomes=genomes)  # fmt: skip
+    elif genome.suffix in (".yaml", ".yml") or str(genome) in SHIPPED:
+        _refuse_idle(audit, "for a manifest", seq_len=seq_len, window_rule=window_rule, max_n=max_n, tile=tile)
+    else:
+        _refuse_idle(audit, "without a manifest", split_by=split_by, genomes=genomes)
+        _refuse_idle(audit, "without --against", tile=tile)
     update, progress = _progress_of_packing()
     if against is not None:
         with progress:
-            shared = pipeline.run_against(str(genome), str(against), tile_bases=tile, on_progress=update)
+            shared = pipeline.run_against(str(genome), str(against), tile_bases=tile, on_progress=update, warn=_warn)
         _print_json(shared.as_dict()) if json else print(shared.as_text())
         return
     if genome.suffix in (".yaml", ".yml") or str(genome) in SHIPPED:
@@ -231,6 +247,7 @@ def audit(
                 seq_len=seq_len, window_rule=window_rule, max_n=max_n,
             ),
             on_progress=update,
+            warn=_warn,
         )  # fmt: skip
     if json:
         _print_json(result.as_dict())

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from dna_mamba.api import DnaModel, load
-from dna_mamba.data.texts import SPENT, is_used_up_by_reading, texts_of
+from dna_mamba.data.texts import is_used_up_by_reading, texts_of
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines.embed import EmbedConfig, num_rows_of
 
@@ -83,12 +83,10 @@ class Embedder(TransformerMixin, BaseEstimator):
         self.n_features_out_ = self.model_.width * num_windows
         return self
 
-    def fit_transform(self, X: Iterable[str], y: Any = None, **options: Any) -> np.ndarray:
+    def fit_transform(self, X: Iterable[str], y: Any = None) -> np.ndarray:
         """Fit and transform the same sequences, read once: X may be a generator."""
         if is_used_up_by_reading(X):
-            X = list(X)
-            if not X:
-                raise InputError(SPENT.format(X="X"))
+            X = _strings(X)
         return self.fit(X, y).transform(X)
 
     def transform(self, X: Iterable[str]) -> np.ndarray:
@@ -98,10 +96,7 @@ class Embedder(TransformerMixin, BaseEstimator):
             InputError: X holds something else than sequences, or, for pool none and window:N, not of the length of `fit`.
         """
         check_is_fitted(self)
-        used_up = is_used_up_by_reading(X)
         sequences = _strings(X)
-        if used_up and not sequences:
-            raise InputError(SPENT.format(X="X"))
         if self.config_.window is not None:
             for number, sequence in enumerate(sequences):
                 if len(sequence) != self.length_:

@@ -10,7 +10,7 @@ from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, merge, shared_bases
 from dna_mamba.data.kmers import NONE, K, Kmers, contained, kmers_by_position, sampled
-from dna_mamba.data.windows import known_bases, plan_windows
+from dna_mamba.data.windows import known_bases, plan_windows, read_by
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines.pretrain import DataConfig, load_genome, load_split
 
@@ -84,13 +84,9 @@ def run(
     """Count the bases that are in two places at once."""
     genome = load_genome(config.genome, on_progress, warn)
     data = DataConfig(genome=config.genome, split=config.split, valid=config.valid, test=config.test)
-    split = load_split(genome, data)
+    split = load_split(genome, data, warn)
     windows = plan_windows(genome, split, config.seq_len, rule=config.window_rule, max_n=config.max_n)
-    names = [contig.name for contig in genome.manifest.contigs]
-    covered = merge(
-        Interval(names[contig], start, start + config.seq_len)
-        for contig, start in zip(windows.contigs.tolist(), windows.starts.tolist(), strict=True)
-    )
+    covered = read_by(genome, [windows])
     known = Kmers.for_bases(sum(map(len, covered)))
     for interval in covered:
         known.add(genome.stored(interval.contig, interval.start, interval.end))

@@ -2,6 +2,7 @@
 """Checkpoints of others: read into our format, written in theirs, and compared with transformers' own model."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -91,12 +92,7 @@ def import_model(config: ImportConfig) -> CheckpointResult:
     _new_directory(config.out)
     found = import_checkpoint(config.checkpoint, config.token_ids)
     eps = found.model.config.norm_eps
-    difference = _certificate(found.model, found.tensors, config.token_ids, eps)
-    if not difference < LARGEST_DIFFERENCE:
-        raise InputError(
-            f"{config.checkpoint}: logits differ by {difference:.3g} from those of its own tensors by the equations of Mamba; "
-            f"nothing was written"
-        )
+    difference = _certified(found.model, found.tensors, config.token_ids, eps, config.checkpoint)
     policy, about = _side_file(config.checkpoint)
     whole_directory(config.out, lambda path: save_pretrained(found.model, path, asdict(policy), **about))
     against, remark = _against_transformers(found.model, config.checkpoint, found.format, config.token_ids)
@@ -126,9 +122,14 @@ def export_model(config: ExportConfig) -> CheckpointResult:
         (path / "config.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
         (path / SIDE_FILE).write_text(json_text(about, indent=1) + "\n", encoding="utf-8")
 
-    whole_directory(config.out, write)
-    written = import_checkpoint(config.out)
-    difference = _certificate(model, written.tensors, None, model.config.norm_eps)
+    difference = math.nan
+
+    def write_and_read(path: Path) -> None:
+        nonlocal difference
+        write(path)
+        difference = _certified(model, import_checkpoint(path).tensors, None, model.config.norm_eps, config.out)
+
+    whole_directory(config.out, write_and_read)
     against, remark = _against_transformers(model, config.out, config.format, None)
     if policy.get("start_token"):
         remark = (
@@ -139,6 +140,19 @@ def export_model(config: ExportConfig) -> CheckpointResult:
         out=config.out, format=config.format, num_parameters=model.num_parameters(), largest_difference=difference,
         against_transformers=against, remarks=(*remark, *_share_of_no_tokens(model)),
     )  # fmt: skip
+
+
+def _certified(
+    model: DnaMamba, tensors: Mapping[str, Tensor], token_ids: tuple[int, ...] | None, eps: float, where: Path
+) -> float:
+    """Compare with the equations on the other side's tensors; refuse what differs."""
+    difference = _certificate(model, tensors, token_ids, eps)
+    if not difference < LARGEST_DIFFERENCE:
+        raise InputError(
+            f"{where}: logits differ by {difference:.3g} from those of its own tensors by the equations of Mamba; nothing was "
+            f"written"
+        )
+    return difference
 
 
 def _side_file(checkpoint: Path) -> tuple[TokenPolicy, dict[str, Any]]:

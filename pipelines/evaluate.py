@@ -11,7 +11,7 @@ import numpy as np
 
 from dna_mamba.data.build import Progress, is_directory
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval, merge, subtract
+from dna_mamba.data.intervals import Interval, subtract
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.samples import Stretch, sample
 from dna_mamba.data.windows import known_bases
@@ -53,8 +53,8 @@ class EvaluateConfig:
             raise InputError("--window and --max-bases must be at least 2 bases")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"device {self.device!r} is unknown; choose auto, cpu or cuda")
-        if self.regions and (self.split_file is not None or self.valid or self.test):
-            raise InputError("--region scores these regions alone; leave out --split-file, --valid and --test")
+        if self.regions and (self.split != "test" or self.split_file is not None or self.valid or self.test):
+            raise InputError("--region scores these regions alone; leave out --split, --split-file, --valid and --test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,12 +143,14 @@ def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: 
     return genome
 
 
-def _regions(config: EvaluateConfig, genome: GenomeStore, record: dict[str, Any] | None) -> tuple[str, list[Interval]]:
+def _regions(
+    config: EvaluateConfig, genome: GenomeStore, record: dict[str, Any] | None, warn: Callable[[str], None] | None
+) -> tuple[str, list[Interval]]:
     if config.regions:
         return "regions", [genome.region(text) for text in config.regions]
     if config.split_file is not None or config.valid or config.test:
         split_file = None if config.split_file is None else str(config.split_file)
-        split = load_split(genome, DataConfig(split=split_file, valid=config.valid, test=config.test))
+        split = load_split(genome, DataConfig(split=split_file, valid=config.valid, test=config.test), warn)
         return config.split, list(split.part(config.split))
     if record is None or record["genome"]["bases_sha256"] != genome.manifest.bases_sha256:
         return f"{config.split} of the default split", list(load_split(genome, DataConfig()).part(config.split))
@@ -165,8 +167,7 @@ def _trained_bases(
     if not known:
         return None
     trained = [Interval(contig, start, end) for contig, start, end in known if contig in genome.contigs and start < end]
-    shared = [one for region in merge(regions) for one in subtract([region], subtract([region], trained))]
-    return known_bases(genome, shared)
+    return known_bases(genome, subtract(regions, subtract(regions, trained)))
 
 
 def score_by_context(
@@ -233,7 +234,7 @@ def run(
     model, policy_values = from_pretrained(path)
     policy = read_config(TokenPolicy, policy_values, str(path / "config.json"))
     genome = _genome(config, record, on_progress, warn)
-    what, regions = _regions(config, genome, record)
+    what, regions = _regions(config, genome, record, warn)
     if not regions:
         raise InputError(f"the split has no {config.split!r} part; choose another --split")
     device = find_device(config.device)

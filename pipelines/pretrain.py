@@ -7,8 +7,9 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer import trainer as lightning_trainer
 
 from dna_mamba.data.build import Progress, open_genome
 from dna_mamba.data.datamodule import PretrainingData, TrainingSteps
@@ -853,7 +855,19 @@ def _fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, data)
+        with _gpus_left_alone() if config.device == "cpu" else contextlib.nullcontext():
+            trainer.fit(module, data)
+
+
+@contextlib.contextmanager
+def _gpus_left_alone() -> Iterator[None]:
+    """Keep Lightning from saving the random states of GPUs before it trains on the CPU: asking makes a context on each."""
+    usual = lightning_trainer.isolate_rng
+    lightning_trainer.isolate_rng = partial(usual, include_cuda=False)
+    try:
+        yield
+    finally:
+        lightning_trainer.isolate_rng = usual
 
 
 def _finish(

@@ -137,8 +137,9 @@ def run(
     if not known_bases(genome, regions):
         raise InputError("the regions hold no A, C, G or T, so there is no value to write; name others")
     warn_if_longer(model.trained_bases, max(map(len, regions)), warn)
+    all_bases = sum(map(len, regions))
     if config.out is not None:
-        _check_room(config.out, sum(map(len, regions)))
+        _check_room(config.out, all_bases)
     pictures = [_Picture(region) for region in regions]
     num_known, total = 0, 0.0
     with contextlib.ExitStack() as files:
@@ -154,7 +155,7 @@ def run(
                     bigwig.add(region, offset, values)
                 picture.add(offset, values)
                 if on_bases:
-                    on_bases(len(values), sum(map(len, regions)))
+                    on_bases(len(values), all_bases)
                 known = values[~np.isnan(values)]
                 num_known, total = num_known + len(known), total + float(known.sum(dtype=np.float64))
         if bigwig is not None:

@@ -623,6 +623,8 @@ def open_genome(
         store.check_sources()
         if verify:
             store.verify()
+        if rna and warn is not None:
+            warn(f"{path} is a genome store, so --rna does nothing: U was read when it was packed (genome build --rna)")
         return store
     check_source(path)
     state = path.stat()

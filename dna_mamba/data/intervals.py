@@ -2,8 +2,10 @@
 
 import re
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from dna_mamba.data.unpack import check_bgzf_end, is_gzip, open_text
@@ -185,9 +187,10 @@ def subtract(intervals: Iterable[Interval], holes: Iterable[Interval]) -> list[I
     rest = []
     for interval in merge(intervals):
         start = interval.start
-        for hole in by_contig.get(interval.contig, []):
-            if hole.end <= start or hole.start >= interval.end:
-                continue
+        those = by_contig.get(interval.contig, [])
+        for hole in islice(those, bisect_right(those, start, key=lambda hole: hole.end), None):
+            if hole.start >= interval.end:
+                break
             if hole.start > start:
                 rest.append(Interval(interval.contig, start, hole.start))
             start = hole.end

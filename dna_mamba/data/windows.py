@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -126,31 +127,28 @@ def plan_windows(genome: GenomeStore, split: Split, length: int, *, rule: str = 
 def read_by(genome: GenomeStore, windows: Sequence[Windows]) -> list[Interval]:
     """Give the bases that lie in a window of any of these lists, merged and sorted: what a model can see in training."""
     names = [contig.name for contig in genome.manifest.contigs]
+    spans = [np.stack([some.contigs, some.starts, some.starts + some.length], axis=1) for some in windows]
+    spans_W3 = np.concatenate([np.zeros((0, 3), np.int64), *spans])
+    spans_W3 = spans_W3[np.lexsort((spans_W3[:, 1], spans_W3[:, 0]))]
     found = []
-    for number, name in enumerate(names):
-        spans = []
-        for some in windows:
-            starts = some.starts[some.contigs == number]
-            spans.append(np.stack([starts, starts + some.length], axis=1))
-        spans_W2 = np.concatenate(spans) if spans else np.zeros((0, 2), np.int64)
-        if not len(spans_W2):
+    for of_contig_W3 in np.split(spans_W3, np.flatnonzero(np.diff(spans_W3[:, 0])) + 1):
+        if not len(of_contig_W3):
             continue
-        spans_W2 = spans_W2[np.argsort(spans_W2[:, 0], kind="stable")]
-        furthest = np.maximum.accumulate(spans_W2[:, 1])
-        first = np.concatenate([[True], spans_W2[1:, 0] > furthest[:-1]])  # a gap before it
+        furthest = np.maximum.accumulate(of_contig_W3[:, 2])
+        first = np.concatenate([[True], of_contig_W3[1:, 1] > furthest[:-1]])  # a gap before it
         last = np.concatenate([first[1:], [True]])
-        pairs = zip(spans_W2[first, 0].tolist(), furthest[last].tolist(), strict=True)
-        found += [Interval(name, start, end) for start, end in pairs]
+        pairs = zip(of_contig_W3[first, 1].tolist(), furthest[last].tolist(), strict=True)
+        found += [Interval(names[of_contig_W3[0, 0]], start, end) for start, end in pairs]
     return sorted(found, key=lambda interval: (interval.contig, interval.start))
 
 
 def known_bases(genome: GenomeStore, intervals: Sequence[Interval]) -> int:
     """Count A, C, G and T of intervals, each base once."""
-    merged = merge(intervals)
-    num_n = sum(
-        int(genome.count_n(one.contig, np.array([one.start]), np.array([one.end]))[0]) for one in merged
-    )  # fmt: skip
-    return sum(map(len, merged)) - num_n
+    total = 0
+    for contig, ones in groupby(merge(intervals), key=lambda interval: interval.contig):
+        starts, ends = np.array([(one.start, one.end) for one in ones]).T
+        total += int((ends - starts - genome.count_n(contig, starts, ends)).sum())
+    return total
 
 
 def order_of_epoch(seed: int, stage: int, epoch: int, num_windows: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
-from dna_mamba.data.samples import Stretch, count_targets
+from dna_mamba.data.samples import Stretch
 from dna_mamba.data.vocabulary import ACGT, BASE_BITS, BOS, SOFT_MASK, STORE_T, A
 from dna_mamba.kernels.cross_entropy import cross_entropy
 from dna_mamba.model.backbone import DnaMamba, ModelState
@@ -155,6 +155,26 @@ class PositionLosses(NamedTuple):
     """Nats and known bases of each window (W, 2), from `first_counted` on: what an interval is made of."""
 
 
+def _windows_with_bases(
+    genome: GenomeStore, intervals: Sequence[Interval], length: int, first_target: int, max_bases: int | None
+) -> list[tuple[str, int]]:
+    """Give windows of intervals with a base to score; of more than `max_bases`, some that are spread over the intervals."""
+    starts_of = []
+    for interval in intervals:
+        starts = np.arange(interval.start, interval.end - length + 1, length)
+        known = length - first_target - genome.count_n(interval.contig, starts + first_target, starts + length)
+        starts_of.append(starts[known > 0])
+    ends = np.cumsum([len(starts) for starts in starts_of])
+    number = int(ends[-1]) if len(ends) else 0
+    chosen = np.arange(number)
+    if max_bases is not None and number * length > max_bases:
+        chosen = np.unique(np.linspace(0, number - 1, max(1, max_bases // length)).astype(int))
+    numbers = np.searchsorted(ends, chosen, side="right").tolist()
+    return [
+        (intervals[k].contig, int(starts_of[k][n - ends[k]])) for n, k in zip(chosen.tolist(), numbers, strict=True)
+    ]
+
+
 @torch.no_grad()
 def loss_by_position(
     model: DnaMamba,
@@ -176,17 +196,7 @@ def loss_by_position(
     batch_bases = batch_bases or CHUNKS.get(device.type, CHUNKS["cpu"])
     nats, counts = np.zeros(window_bases), np.zeros(window_bases, np.int64)
     first_target = 0 if policy.start_token else 1
-    places = [
-        (interval.contig, start)
-        for interval in intervals
-        for start in range(interval.start, interval.end - window_bases + 1, window_bases)
-    ]
-    targets = count_targets(genome, [Stretch(c, s, s + window_bases, s) for c, s in places], policy.start_token)
-    places = [place for place, count in zip(places, targets.tolist(), strict=True) if count]
-    if max_bases is not None and len(places) * window_bases > max_bases:
-        # spread over the regions, not their beginning alone
-        chosen = np.linspace(0, len(places) - 1, max(1, max_bases // window_bases)).astype(int)
-        places = [places[i] for i in np.unique(chosen)]
+    places = _windows_with_bases(genome, intervals, window_bases, first_target, max_bases)
     of_windows = np.zeros((len(places), 2))
     per_batch = max(1, batch_bases // window_bases)
     for first in range(0, len(places), per_batch):

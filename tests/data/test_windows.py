@@ -13,7 +13,7 @@ from dna_mamba.data.length_warmup import Stage, lengths, plan_stages, stage_of_s
 from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
 from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
 from dna_mamba.data.vocabulary import reverse_complement_tokens
-from dna_mamba.data.windows import flips_of_epoch, order_of_epoch, plan_windows
+from dna_mamba.data.windows import flips_of_epoch, known_bases, order_of_epoch, plan_windows, read_by
 from dna_mamba.errors import InputError
 from tests.conftest import random_letters
 
@@ -244,3 +244,20 @@ def test_weights_and_tokens_of_the_policy():
     assert weights.tolist() == [[0.0, 1.0, 1.0, 0.5, 0.5, 1.0, 1.0]]
     with pytest.raises(InputError, match="n_weight 2 must lie between 0 and 1"):
         TokenPolicy(n_weight=2)
+
+
+def test_known_bases_and_those_in_windows_as_sets_of_places(genome):
+    windows = [plan_windows(genome, default_split(genome), length) for length in (700, 3000)]
+    names = [contig.name for contig in genome.manifest.contigs]
+    places = {
+        (names[contig], place)
+        for some in windows
+        for contig, start in zip(some.contigs.tolist(), some.starts.tolist(), strict=True)
+        for place in range(start, start + some.length)
+    }
+    found = read_by(genome, windows)
+    assert {(one.contig, place) for one in found for place in range(one.start, one.end)} == places
+    assert sum(map(len, found)) == len(places)
+    assert known_bases(genome, [*found, found[0]]) == sum(
+        genome.fetch(Interval(contig, place, place + 1)) != "N" for contig, place in places
+    )

@@ -1,5 +1,8 @@
 """One choice of kernels for training, reading and generation: what trains can be read."""
 
+import subprocess
+import sys
+
 import pytest
 
 from dna_mamba.errors import InputError
@@ -48,20 +51,32 @@ def test_a_model_beyond_the_fused_kernels_is_read_scored_and_generated_from_on_a
     assert len(on_gpu.generate("ACGT", 10)[0]) == 10
 
 
-@pytest.mark.gpu
-def test_a_run_on_the_cpu_makes_no_context_on_a_gpu(tmp_path):
-    import subprocess
-    import sys
-
-    code = """
-import torch
+ON_THE_CPU = """
 from dna_mamba.cli import app
 for words in (["pretrain", "--genome", "g.fa", "--device", "cpu", "--model", "1x16", "--steps", "4", "--seq-len", "256", "--out", "run",
                "--set", "training.bases_per_step=1024", "evaluation.markov_max_order=1", "training.validate_every_steps=2"],
               ["embed", "run", "--device", "cpu", "x.fa", "-o", "v.npz"], ["generate", "run", "--device", "cpu", "--length", "5"]):
     app(words, result_action="return_value")
-assert torch.cuda.is_available() and not torch.cuda.is_initialized()
 """
-    (tmp_path / "x.fa").write_text(">a\nACGTACGTAC\n")
-    (tmp_path / "g.fa").write_text(f">a\n{random_letters(40_000)}\n")
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def run_on_the_cpu(folder, before, after):
+    (folder / "x.fa").write_text(">a\nACGTACGTAC\n")
+    (folder / "g.fa").write_text(f">a\n{random_letters(40_000)}\n")
+    code = f"import torch\n{before}\n{ON_THE_CPU}\n{after}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+
+
+@pytest.mark.gpu
+def test_a_run_on_the_cpu_makes_no_context_on_a_gpu(tmp_path):
+    run_on_the_cpu(tmp_path, "", "assert torch.cuda.is_available() and not torch.cuda.is_initialized()")
+
+
+def test_a_run_on_the_cpu_asks_nothing_of_a_gpu_whose_memory_is_full(tmp_path):
+    full = """
+def refuse():
+    raise RuntimeError("CUDA error: out of memory")
+for module in (torch.cuda, torch.cuda.random, torch.cuda.memory):
+    module._lazy_init, module.is_available, module.device_count = refuse, lambda: True, lambda: 1
+"""
+    run_on_the_cpu(tmp_path, full, "")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dna_mamba.data.build import build
+from dna_mamba.data.build import build, open_genome
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.labelled import LabelledContig, LabelledWindows
 from dna_mamba.data.markov import MarkovModels
@@ -21,6 +21,7 @@ from dna_mamba.pipelines.simulate import preset as simulation_preset
 from dna_mamba.pipelines.simulate import run as simulate
 from dna_mamba.training.metrics import Score
 from dna_mamba.training.optimizer import OptimizerConfig
+from tests.bad_input.contract import run_command
 from tests.conftest import random_letters
 
 
@@ -209,3 +210,27 @@ def test_the_divergence_of_simulated_genomes_is_what_the_manual_says(tmp_path):
     assert json.loads((tmp_path / "sim" / "truth.json").read_text())["divergence_from_human"] == found
     manual = {"chimpanzee": 0.0134, "gorilla": 0.0168, "orangutan": 0.0324}  # docs/species.md
     assert {name: round(found[name], 4) for name in manual} == pytest.approx(manual, abs=2e-4)
+
+
+def test_options_that_cannot_act_are_refused(tmp_path, capfd):
+    (tmp_path / "x.fa").write_text(f">a\n{random_letters(3000)}\n")
+    source, manifest = tmp_path / "x.fa", tmp_path / "m.yaml"
+    audit = ("genome", "audit")
+    for words, option in [
+        ((*audit, source, "--tile", "64"), "--tile"),
+        ((*audit, source, "--split-by", "contig"), "--split-by"),
+        ((*audit, source, "--genomes", tmp_path), "--genomes"),
+        ((*audit, source, "--against", source, "--max-n", "0.1"), "--max-n"),
+        ((*audit, manifest, "--seq-len", "64"), "--seq-len"),
+        (("evaluate", "human-4x64", "--genome", source, "--region", "a", "--split", "valid"), "--split"),
+    ]:
+        assert run_command(*words) == 2
+        assert option in capfd.readouterr().err
+
+
+def test_rna_beside_a_packed_genome_is_a_remark(tmp_path):
+    (tmp_path / "x.fa").write_text(">a\nACGUACGU\n")
+    build([tmp_path / "x.fa"], tmp_path / "x.dna")
+    said = []
+    open_genome(tmp_path / "x.dna", rna=True, warn=said.append)
+    assert len(said) == 1 and "--rna does nothing" in said[0]

@@ -84,11 +84,19 @@ def test_weight_decay_spares_a_log_d_biases_norms_and_embeddings():
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine():
-    config = OptimizerConfig(peak_rate=1.0, final_rate=0.1, warmup_share=0.1)
+    config = OptimizerConfig(peak_rate=1.0, final_rate=0.1, warmup_share=0.1, fewest_warmup_steps=0)
     rates = [config.rate(step, 101) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize("num_steps, warmup_steps", [(1, 1), (12, 6), (60, 30), (101, 40), (1000, 100)])
+def test_a_short_run_warms_up_for_forty_steps_or_half_of_it(num_steps, warmup_steps):
+    config = OptimizerConfig()
+    rates = [config.rate(step, num_steps) for step in range(num_steps)]
+    assert rates[:warmup_steps] == pytest.approx([8e-3 * (step + 1) / warmup_steps for step in range(warmup_steps)])
+    assert rates[warmup_steps:] == sorted(rates[warmup_steps:], reverse=True)
 
 
 @pytest.mark.parametrize("name, value", [("peak_rate", math.nan), ("peak_rate", 0.0), ("gradient_clip", -1.0)])
@@ -290,7 +298,8 @@ def test_checkpoints_from_before_pieces_could_differ_are_known(toy_fasta, tmp_pa
     genome = pretrain.load_genome(str(toy_fasta))
     old = asdict(config)
     for section, key in (("data", "num_workers"), ("training", "checkpoint_every_steps"), ("training", "keep_checkpoints"),
-                         ("training", "kept_pieces"), ("training", "recomputed_layers")):  # fmt: skip
+                         ("training", "kept_pieces"), ("training", "recomputed_layers"),
+                         ("data", "rna"), ("optimizer", "fewest_warmup_steps")):  # fmt: skip
         del old[section][key]
     assert old["training"]["piece_bases"] == 16_384
     expected = hashlib.sha256(json.dumps(old, sort_keys=True, default=str).encode()).hexdigest()

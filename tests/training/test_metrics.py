@@ -1,6 +1,7 @@
 """Scores of held-out bases against the whole sequence at once and by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from dna_mamba.data.samples import Stretch
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.evaluate import score_by_context
-from dna_mamba.training.metrics import Score, acgt_losses, loss_by_position, score_regions
+from dna_mamba.training.metrics import Score, _windows_with_bases, acgt_losses, loss_by_position, score_regions
 from tests.conftest import random_letters
 
 
@@ -128,3 +129,15 @@ def test_the_interval_of_a_context_row_is_that_of_a_ratio_over_windows(model, ge
     error = np.std(nats, ddof=1) / np.sqrt(len(nats)) / 2 / math.log(2)  # two bases a window, none of them N
     middle = row.score.bits_per_base
     assert (row.low, row.high) == pytest.approx((middle - 1.96 * error, middle + 1.96 * error), rel=1e-4)
+
+
+def test_windows_of_a_large_region_are_chosen_without_listing_them_all(tmp_path):
+    (tmp_path / "x.fa").write_text(f">v\n{random_letters(20_000, 5) * 100}\n")  # 2,000,000 bases
+    genome = build([tmp_path / "x.fa"], tmp_path / "x.dna")
+    genome.n_runs("v")
+    tracemalloc.start()
+    places = _windows_with_bases(genome, [Interval("v", 0, 9), Interval("v", 9, 2_000_000)], 2, 1, 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(places) == 500 and peak < 120e6
+    assert places[0] == ("v", 0) and places[-1] == ("v", 2_000_000 - 3) and all(start % 2 for _, start in places[4:])
