@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ app = App(
     name="dna-mamba",
     help="Pretrain, evaluate and use Mamba language models of DNA.",
     version_flags=["--version"],
+    version=partial(metadata.version, "dna-mamba"),
     help_format="plaintext",
 )
 genome_app = App(name="genome", help="Pack genomes into stores and look into them.")

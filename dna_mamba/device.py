@@ -9,10 +9,10 @@ def find_device(device: str) -> str:
     Raises:
         InputError: The device is unknown or not here.
     """
-    import torch  # here: a wrong word is told without it
-
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device {device!r} is unknown; choose auto, cpu or cuda")
+    import torch  # here: a wrong word is told without it
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.kernels.causal_conv1d import causal_conv1d
 from dna_mamba.kernels.cross_entropy import cross_entropy
@@ -233,9 +234,7 @@ def run(
     config: KernelBenchConfig, *, on_phase: Callable[[str], None] | None = None, on_row: OnRow | None = None
 ) -> BenchResult:
     """Measure the ceilings, then time what is asked for."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(config.device)
     precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
     if config.what == "loss":
         precision = "fp32"  # of logits

@@ -89,12 +89,16 @@ def run(
         start, end = variant.start, variant.start + len(variant.ref)
         length = genome.contig(variant.contig).length
         core = core_of(genome, variant.contig, start, genome.fetch(Interval(variant.contig, start, end)), alt)
-        whole = genome.tokens(Interval(variant.contig, 0, length))
         start, end = core.start, core.start + core.ref_bases
-        before, flank = whole[start - config.left : start], whole[end : end + config.right]
-        for tokens in (tokens_of(core.alt), whole[start:end]):
+        first, last = (
+            max(0, start - config.left),
+            min(length, end + config.right),
+        )  # moved left, it may have less before it
+        around = genome.tokens(Interval(variant.contig, first, last))
+        before, reference, flank = np.split(around, [start - first, end - first])
+        for tokens in (tokens_of(core.alt), reference):
             rows.append(np.concatenate([before, tokens, flank]))
-            context.append(config.left)
+            context.append(len(before))
     for some_left in (64, None):  # compiles
         score_records(model, genome, file.variants[:64], left=some_left, right=config.right)
     _from_scratch(model, [row[-100:] for row in rows[:2]], [2, 2], 2)

@@ -17,6 +17,7 @@ from dna_mamba.data.length_warmup import Stage
 from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
 from dna_mamba.data.splits import default_split
 from dna_mamba.data.windows import plan_windows
+from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
@@ -68,7 +69,7 @@ def run(
 ) -> BenchResult:
     """Time optimizer steps of every model at every length."""
     say = on_phase or (lambda words: None)
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(config.device)
     precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
     rows = Rows(on_row)
     for size in config.models:

@@ -124,6 +124,8 @@ def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
 def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: Any, warn: Any) -> GenomeStore:
     if config.genome is not None:
         return load_genome(config.genome, on_progress, warn, rna=config.rna)
+    if config.rna:
+        raise InputError("--rna goes with --genome: the run's own genome is read as it was in training")
     if record is None:
         raise InputError(f"{config.model} has no run.json beside it; say which genome to score with --genome")
     source = Path(record["genome"]["store"])

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import signal
 import time
 import warnings
@@ -32,6 +33,7 @@ from dna_mamba.data.samples import Stretch, sample
 from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
 from dna_mamba.data.vocabulary import BASE_BITS
 from dna_mamba.data.windows import RULES, Windows, check_length, known_bases, plan_windows, read_by
+from dna_mamba.device import find_device
 from dna_mamba.errors import InputError, StoppedError, nearest
 from dna_mamba.files import write_json, write_text
 from dna_mamba.kernels.dispatch import IMPLEMENTATIONS
@@ -357,11 +359,10 @@ def resolve(config: PretrainConfig, machine: Machine | None = None) -> PretrainC
         config: What was asked for.
         machine: Plan for this GPU, which need not be here.
     """
-    device = config.device
-    if device == "auto":
-        device = "cuda" if machine is not None or torch.cuda.is_available() else "cpu"
-    if device == "cuda" and machine is None and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
+    if machine is not None and config.device in ("auto", "cuda"):
+        device = "cuda"
+    else:
+        device = find_device(config.device)
     if device == "cpu":
         check_main_memory(config.model)
     precision = config.precision
@@ -808,6 +809,8 @@ def _trained_on(genome: GenomeStore, steps: TrainingSteps) -> dict[str, list[lis
 
 def _counters(values: dict[str, Any], shape: tuple[int, int], num_steps: int, where: str) -> Counters:
     """Read the counters of a checkpoint; hashes say that nothing changed, not that it was ours."""
+    if "best_valid_bits" in values and values["best_valid_bits"] is None:  # JSON has no infinity
+        values = {**values, "best_valid_bits": math.inf}
     seen, best = values.get("bases_seen"), values.get("best_step")
     table = (
         isinstance(seen, list)

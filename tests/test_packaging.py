@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,14 @@ def test_a_top_level_folder_is_reached_through_its_link(name):
     link = ROOT / "dna_mamba" / name
     assert link.is_symlink() and link.is_dir() and link.resolve() == ROOT / name
     assert not os.readlink(link).startswith("/")
+
+
+@pytest.mark.parametrize("module", ["dna_mamba", "dna_mamba.cli"])
+def test_the_version_is_that_of_the_project_wherever_it_stands(module):
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    said = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == version
+    assert f"dna-mamba {version}," in (ROOT / "mkdocs.yml").read_text()
 
 
 def test_kernels_is_no_regular_package():

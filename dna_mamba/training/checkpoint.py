@@ -22,7 +22,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from dna_mamba.errors import InputError, check_regular
-from dna_mamba.files import sync_directory, write_synced
+from dna_mamba.files import json_text, sync_directory, write_synced
 
 CHECKSUMS = "checksums.json"
 FORMAT_VERSION = 1
@@ -66,7 +66,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     """
     files = {f"{name}.safetensors": save_safetensors(getattr(checkpoint, name)) for name in TENSOR_FILES}
     counters = {"format_version": FORMAT_VERSION, **checkpoint.counters}
-    files["counters.json"] = json.dumps(counters, indent=1, allow_nan=True).encode()
+    files["counters.json"] = json_text(counters, indent=1).encode()
     checksums = {
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
     }

@@ -213,6 +213,20 @@ def test_a_comparison_never_stops_an_import(fault, theirs, tmp_path, monkeypatch
     assert "not compared with transformers" in result.remarks[0] and (tmp_path / "ours" / "config.json").exists()
 
 
+def test_another_answer_of_transformers_is_a_remark(theirs, tmp_path, monkeypatch):
+    usual = transformers.MambaForCausalLM.forward
+
+    def louder(self, *arguments, **options):
+        output = usual(self, *arguments, **options)
+        output.logits = output.logits * 1.5
+        return output
+
+    monkeypatch.setattr(transformers.MambaForCausalLM, "forward", louder)
+    result = import_model(ImportConfig(checkpoint=theirs, out=tmp_path / "ours"))
+    assert result.against_transformers > 0.01 and result.largest_difference < 1e-5
+    assert "own model of these files differs by" in result.remarks[0]
+
+
 @pytest.mark.parametrize("key, value", [
     ("bidirectional", True), ("rcps", True), ("model_type", "caduceus"), ("quantization_config", {"bits": 8}), ("norm_first", False),
     ("d_inner", 8), ("architectures", ["Caduceus"]), ("ssm_cfg", {"d_stat": 8}), ("ssm_cfg", {"layer": "Mamba2"}),

@@ -223,6 +223,7 @@ def test_options_that_cannot_act_are_refused(tmp_path, capfd):
         ((*audit, source, "--against", source, "--max-n", "0.1"), "--max-n"),
         ((*audit, manifest, "--seq-len", "64"), "--seq-len"),
         (("evaluate", "human-4x64", "--genome", source, "--region", "a", "--split", "valid"), "--split"),
+        (("evaluate", "human-4x64", "--rna"), "--rna"),
     ]:
         assert run_command(*words) == 2
         assert option in capfd.readouterr().err

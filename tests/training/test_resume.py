@@ -13,6 +13,7 @@ import pytest
 from dna_mamba.errors import InputError
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import newest_intact, read_metrics
+from tests.bad_input.test_models import resealed
 from tests.test_faults import AT
 from tests.zygote import Zygote
 
@@ -209,17 +210,29 @@ def test_a_signal_to_the_whole_process_group_saves_with_workers_too(toy_fasta, u
     assert losses(out) == losses(unbroken) and weights(out) == weights(unbroken)
 
 
+def test_counters_before_the_first_validation_are_json_that_others_read(toy_fasta, unbroken, tmp_path, zygote):
+    out = tmp_path / "run"
+    stopped = zygote.run(
+        *arguments(toy_fasta, out), code=AT.format(step=4, name="rng.safetensors", action="os._exit(9)")
+    )
+    assert stopped.code == 9
+    newest = checkpoint.list_checkpoints(out / "checkpoints")[-1]
+    text = (newest / "counters.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["best_valid_bits"] is None
+    # those of before held a bare Infinity
+    resealed(newest, "counters.json", text.replace("null", "Infinity", 1).encode())
+    done = zygote.run("pretrain", "--out", out, "--resume")
+    assert done.code == 0, done.stderr
+    assert losses(out) == losses(unbroken) and weights(out) == weights(unbroken)
+
+
 def test_a_checkpoint_of_another_run_changes_nothing(toy_fasta, unbroken, tmp_path, zygote):
     out, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(unbroken, out)
     shutil.copytree(unbroken, other)
     foreign = checkpoint.list_checkpoints(other / "checkpoints")[-2]
     counters = json.loads((foreign / "counters.json").read_text())
-    content = json.dumps({**counters, "config_sha256": "0" * 64}).encode()
-    (foreign / "counters.json").write_bytes(content)
-    sums = json.loads((foreign / "checksums.json").read_text())
-    sums["counters.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (foreign / "checksums.json").write_text(json.dumps(sums))
+    resealed(foreign, "counters.json", json.dumps({**counters, "config_sha256": "0" * 64}).encode())
     before = sorted(p.name for p in (out / "checkpoints").iterdir())
     done = zygote.run("pretrain", "--out", out, "--resume-from", foreign)
     assert done.code == 2 and "another configuration" in done.stderr
