@@ -210,7 +210,7 @@ def evaluation_as_tables(result: EvaluateResult) -> list[Table]:
         strata.add_row(name, f"{score.num_bases:,}", *numbers)
     strata.add_row("N (not scored)", f"{scores.num_n:,}", "", "")
     context = Table(title=f"by left context, up to {result.window_bases:,} bases", title_justify="left")
-    for name in ("bases of left context", "bases scored", "bits per base", "95 % interval", "perplexity"):
+    for name in ("left context", "bases scored", "bits a base", "95 % interval", "perplexity"):
         context.add_column(name, justify="right")
     for row in result.context:
         context.add_row(
