@@ -14,16 +14,16 @@ from dna_mamba.data.intervals import Interval
 from dna_mamba.data.vocabulary import A
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
-from dna_mamba.files import WholeFile, check_writable, write_table
+from dna_mamba.files import WholeFile, check_writable
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.score_variants import check_context
-from dna_mamba.pipelines.sequences import load_language_model, read_piece
+from dna_mamba.pipelines.sequences import Reached, load_language_model, read_piece
+from dna_mamba.pipelines.tables import FORMATS, write_rows
 from dna_mamba.training.forks import Allele, score_alleles
 
-FORMATS = (".tsv", ".parquet")
-COLUMNS = ("contig", "pos", "ref", "alt", "DMLLR")
+COLUMNS = {"contig": str, "pos": int, "ref": str, "alt": str, "DMLLR": float}
 MOST_BASES = 1 << 20
 MOST_DRAWN = 3000
 """Bases of a heat-map; a wider one shows nothing."""
@@ -111,22 +111,6 @@ def saturate(
     return found_T4
 
 
-def _reached(on_bases: Callable[[int, int], None] | None, bases: int, strands: int) -> Callable[[int], None] | None:
-    """Turn places that a pass has reached into steps; the second strand begins at its own first base."""
-    if on_bases is None:
-        return None
-    at = 0
-
-    def take(place: int) -> None:
-        nonlocal at
-        at = 0 if place < at else at
-        if place > at:
-            on_bases(min(place, bases) - min(at, bases), strands * bases)
-        at = place
-
-    return take
-
-
 def run(
     config: MutateConfig,
     *,
@@ -161,7 +145,8 @@ def run(
     if say:
         say(f"{3 * len(region):,} substitutions: about {total:,} bases to read")
     first = 0 if config.left is None else max(0, region.start - config.left)
-    advance = _reached(on_bases, region.end - first, 2 if config.strands == "both" else 1)
+    bases = region.end - first
+    advance = None if on_bases is None else Reached(on_bases, bases, (2 if config.strands == "both" else 1) * bases)
     scores_T4 = saturate(
         model, genome, region, left=config.left, right=config.right, strands=config.strands, on_bases=advance
     )
@@ -184,18 +169,8 @@ def _write(out: Path, region: Interval, letters: str, scores_T4: np.ndarray) -> 
         for number, alt in enumerate("ACGT")
         if alt != base
     ]
-    if out.suffix == ".tsv":
-        write_table(out, COLUMNS, ((contig, str(pos), ref, alt, f"{x:.9g}") for contig, pos, ref, alt, x in rows))
-        return
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    kinds = (pa.string(), pa.int64(), pa.string(), pa.string(), pa.float64())  # whatever the rows are
-    schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
-    columns = zip(*rows, strict=True) if rows else ((),) * len(COLUMNS)
-    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     with WholeFile(out) as path:
-        parquet.write_table(pa.Table.from_arrays(arrays, schema=schema), path)
+        write_rows(path, COLUMNS, rows)
 
 
 WIDE = 60

@@ -4,7 +4,6 @@ The VCF is read twice, record by record: once to compare every REF with the geno
 to write. In between stand some thirty bytes an allele that is scored, and one of any other, however many samples there are.
 """
 
-import csv
 import hashlib
 import itertools
 import re
@@ -21,7 +20,6 @@ import numpy as np
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.unpack import printable_text
 from dna_mamba.data.variants import (
     Variant,
     VcfReader,
@@ -39,7 +37,8 @@ from dna_mamba.files import WholeFile, check_is_no_input, check_writable
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.pretrain import load_genome
-from dna_mamba.pipelines.sequences import load_language_model, read_piece
+from dna_mamba.pipelines.sequences import Reached, load_language_model, read_piece
+from dna_mamba.pipelines.tables import write_rows
 from dna_mamba.training.forks import Allele, AlleleScores, score_alleles
 
 FORMATS = (".vcf", ".vcf.gz", ".tsv", ".parquet")
@@ -56,7 +55,7 @@ DISTANCE_MEANING = (
     "Euclidean distance between the mean vectors, after the final norm, of ALT and the right flank and of REF and the right "
     "flank; same contexts as {prefix}LLR"
 )
-COLUMNS = ("contig", "pos", "id", "ref", "alt")
+COLUMNS = {"contig": str, "pos": int, "id": str, "ref": str, "alt": str}
 DEFAULT_PREFIX = "DM"
 STATUSES = (
     "scored", "star", "symbolic", "breakend", "no_alt", "ambiguous", "too_long", "ref_mismatch", "no_contig",
@@ -64,7 +63,6 @@ STATUSES = (
 SCORED = 0
 OF_KIND = np.array([0, *(STATUSES.index(name) for name in ("symbolic", "star", "no_alt"))], np.uint8)
 """Status of the kinds of records that are not taken apart."""
-ROWS_AT_ONCE = 1 << 16
 WRITE_AT_ONCE = 1 << 16
 """Characters; Bio.bgzf takes time in the square of what it is given at once."""
 
@@ -106,10 +104,16 @@ class ScoreConfig:
         check_context(self.left, self.right, self.strands)
 
     @property
+    def kinds(self) -> dict[str, type]:
+        """Names and types of the fields that are written, in their order."""
+        distance = {"DIST": float} if self.distance else {}
+        kinds = {"LLR": float, "LEN": int, **distance, "STATUS": str}
+        return {self.prefix + name: kind for name, kind in kinds.items()}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the fields that are written, in their order."""
-        kinds = ("LLR", "LEN", "DIST", "STATUS") if self.distance else ("LLR", "LEN", "STATUS")
-        return tuple(self.prefix + kind for kind in kinds)
+        return tuple(self.kinds)
 
     @property
     def replaced(self) -> frozenset[str]:
@@ -404,7 +408,7 @@ def _score(
                     Allele(length - a.start - a.ref_bases, a.ref_bases, reverse_complement_tokens(a.tokens))
                     for a in alleles
                 ]
-            progress = None if on_bases is None else _Progress(on_bases, reach[contig, strand], sum(reach.values()))
+            progress = None if on_bases is None else Reached(on_bases, reach[contig, strand], sum(reach.values()))
             found_of_strand.append(
                 _score_contig(
                     model, genome, contig, alleles, strand, config.left, config.right, config.distance, progress
@@ -439,20 +443,6 @@ def score_records(
     survey = _Survey(config, genome)
     survey.read(records)
     return _score(model, genome, survey, config, None)[0]
-
-
-class _Progress:
-    """Turns positions reached into steps."""
-
-    def __init__(self, on_bases: Callable[[int, int], None], reach: int, total: int):
-        self.on_bases, self.reach, self.total, self.at = on_bases, reach, total, 0
-
-    def __call__(self, place: int) -> None:
-        """Take the position that the pass has reached."""
-        place = min(place, self.reach)
-        if place > self.at:
-            self.on_bases(place - self.at, self.total)
-            self.at = place
 
 
 def _score_contig(
@@ -560,18 +550,8 @@ def _write(
         for record in reader
         for one in found.of(record)
     )
-    columns = (*COLUMNS, *config.names)
     with WholeFile(config.out) as path:
-        if kind == ".parquet":
-            _write_parquet(path, columns, cells)
-        else:
-            with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                table = csv.writer(file, delimiter="\t", lineterminator="\n")
-                table.writerow(columns)
-                table.writerows(
-                    tuple("." if cell is None else f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row)
-                    for row in cells
-                )
+        write_rows(path, COLUMNS | config.kinds, cells)
         found.check()
 
 
@@ -623,36 +603,6 @@ def _line(
     record = reader.record(block, number)
     some = found.of(record)
     return with_info(record, _fields(config, some) if record.alts else [], replaced)
-
-
-def _write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write one schema whatever the rows."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    def kind(name: str) -> Any:
-        if name == "pos" or name.endswith("LEN"):
-            return pa.int64()
-        return pa.float64() if name.endswith(("LLR", "DIST")) else pa.string()
-
-    schema = pa.schema([(name, kind(name)) for name in columns])
-    with parquet.ParquetWriter(path, schema) as file:
-
-        def put(some: list[Sequence[Any]]) -> None:
-            arrays = [
-                pa.array([printable_text(cell) if isinstance(cell, str) else cell for cell in column], field.type)
-                for column, field in zip(zip(*some, strict=True), schema, strict=True)
-            ]
-            file.write_table(pa.Table.from_arrays(arrays, schema=schema))
-
-        waiting: list[Sequence[Any]] = []
-        for row in rows:
-            waiting.append(row)
-            if len(waiting) == ROWS_AT_ONCE:
-                put(waiting)
-                waiting = []
-        if waiting:
-            put(waiting)
 
 
 def _values(config: ScoreConfig, one: AltScore) -> tuple[Any, ...]:

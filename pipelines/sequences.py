@@ -113,3 +113,25 @@ def read_piece(genome: GenomeStore, interval: Interval, start: int, end: int) ->
     if interval.strand == "-":
         return genome.tokens(Interval(interval.contig, interval.end - end, interval.end - start, "-"))
     return tokens_of_store(genome.stored(interval.contig, interval.start + start, interval.start + end))
+
+
+class Reached:
+    """Turns places that a pass has reached into steps; a pass over the other strand begins at its own first base.
+
+    Args:
+        on_bases: Takes bases done since the last call and bases in all.
+        reach: Where a pass ends.
+        total: Bases of all passes.
+    """
+
+    def __init__(self, on_bases: Callable[[int, int], None], reach: int, total: int):
+        self.on_bases, self.reach, self.total, self.at = on_bases, reach, total, 0
+
+    def __call__(self, place: int) -> None:
+        """Take the place that the pass has reached."""
+        if place < self.at:
+            self.at = 0
+        place = min(place, self.reach)
+        if place > self.at:
+            self.on_bases(place - self.at, self.total)
+            self.at = place

@@ -1,0 +1,48 @@
+"""Tables of rows as text or Parquet: the ending of the file says which, and the schema is one whatever the rows are."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dna_mamba.data.unpack import printable_text
+
+FORMATS = (".tsv", ".parquet")
+ROWS_AT_ONCE = 1 << 16
+
+
+def write_rows(path: Path, kinds: Mapping[str, type], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows in memory for a piece of them.
+
+    Args:
+        path: Ends in .parquet, or is written as text with tabs.
+        kinds: str, int or float by name of the column, in their order.
+        rows: Values of all columns; none where there is no value.
+    """
+    if path.suffix == ".parquet":
+        _write_parquet(path, kinds, rows)
+        return
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(kinds)
+        table.writerows(
+            tuple("." if cell is None else f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row)
+            for row in rows
+        )
+
+
+def _write_parquet(path: Path, kinds: Mapping[str, type], rows: Iterable[Sequence[Any]]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    arrow = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    schema = pa.schema([(name, arrow[kind]) for name, kind in kinds.items()])
+    rows = iter(rows)
+    with parquet.ParquetWriter(path, schema) as file:
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            arrays = [
+                pa.array([printable_text(cell) if isinstance(cell, str) else cell for cell in column], field.type)
+                for column, field in zip(zip(*some, strict=True), schema, strict=True)
+            ]
+            file.write_table(pa.Table.from_arrays(arrays, schema=schema))
