@@ -4,7 +4,6 @@ The VCF is read twice, record by record: once to compare every REF with the geno
 to write. In between stand some thirty bytes an allele that is scored, and one of any other, however many samples there are.
 """
 
-import hashlib
 import itertools
 import re
 import time
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dna_mamba.data.build import Progress
-from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.genome import GenomeStore, file_sha256
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.variants import (
     Variant,
@@ -509,7 +508,7 @@ def _header(config: ScoreConfig, old: Sequence[str]) -> list[str]:
     prefix = config.prefix
     gone = (*(f"##INFO=<ID={name}," for name in config.replaced), f"##dna-mamba=<ID={prefix},")
     directory, _ = find_model(config.model)
-    digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+    digest = file_sha256(directory / "model.safetensors")
 
     def quoted(text: object) -> str:
         return '"' + str(text).replace("\\", "/").replace('"', "'").replace("\n", " ") + '"'

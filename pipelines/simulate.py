@@ -1,8 +1,6 @@
 """SIMULATED genomes of the great apes: real human sequence that evolves along their tree, and what happened, written down."""
 
 import csv
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from dna_mamba.data.evolution import NONE, Lineage, MutationModel, evolve, plant
 from dna_mamba.data.mobile_elements import Copy, Source, make_copy, make_sources
 from dna_mamba.data.vocabulary import BASE_BITS, STORE_N, letters_of_store
 from dna_mamba.errors import InputError, nearest
-from dna_mamba.files import obey_umask, write_json, write_text
+from dna_mamba.files import whole_directory, write_json, write_text
 from dna_mamba.pipelines.pretrain import load_genome
 
 MAX_BASES = 1 << 28
@@ -241,20 +239,18 @@ def run(
             substitutions_of[branch.name] += count
             indels_of[branch.name][0] += insertions
             indels_of[branch.name][1] += deletions
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        say("writing")
-        divergence_of = {
-            name: _divergence(ends["human"], ends[name], {locus: len(bases) for locus, bases in loci.items()})
-            for name in SPECIES
-            if name != "human"
-        }
-        _write(config, unfinished, tuple(loci), ends, events, substitutions_of, indels_of, divergence_of)
-        obey_umask(unfinished)
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    say("writing")
+    divergence_of = {
+        name: _divergence(ends["human"], ends[name], {locus: len(bases) for locus, bases in loci.items()})
+        for name in SPECIES
+        if name != "human"
+    }
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        _write(config, path, tuple(loci), ends, events, substitutions_of, indels_of, divergence_of)
+
+    whole_directory(out, write)
     return SimulateResult(
         out=out,
         contigs=tuple(loci),

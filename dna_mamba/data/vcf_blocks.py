@@ -11,12 +11,9 @@ from numba import njit
 
 SLOW, SYMBOLIC, STAR, NO_ALT = range(4)
 """What a record is: one to be looked at in Python, or one whose only ALT is <NAME>, '*' or '.'."""
-FIRST_COLUMNS = 8
-TAB, LINE_FEED, CARRIAGE_RETURN = 9, 10, 13
+LINE_FEED = 10
 REF_LETTERS = np.zeros(256, np.bool_)
 REF_LETTERS[np.frombuffer(b"ACGTNRYSWKMBDHVacgtnryswkmbdhv", np.uint8)] = True
-MOST_DIGITS = 9
-"""Longer positions are looked at in Python."""
 
 
 @dataclass(frozen=True)
