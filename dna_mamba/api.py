@@ -96,7 +96,13 @@ class DnaModel(nn.Module):
     def _embed(self, sequences: Sequence[str], config: "EmbedConfig") -> list[np.ndarray]:
         from dna_mamba.pipelines.embed import embed_tokens
 
-        return embed_tokens(self.model, [self._tokens(text) for text in sequences], config)
+        tokens = [self._tokens(text) for text in sequences]
+        if unknown := sum(not bool((tokens_T <= T).any()) for tokens_T in tokens):
+            warnings.warn(
+                f"{unknown:,} of {len(tokens):,} sequences hold no A, C, G or T: their vectors say nothing of a base",
+                stacklevel=3,
+            )
+        return embed_tokens(self.model, tokens, config)
 
     @torch.no_grad()
     def score(self, sequences: Sequences, *, per_base: bool = False) -> Any:

@@ -112,7 +112,10 @@ def export_model(config: ExportConfig) -> CheckpointResult:
     directory, _ = find_model(config.model)
     model, policy = from_pretrained(directory)
     values, tensors = config_for(model, config.format), tensors_for(model, config.format)
-    about = {"policy": policy, "trained_bases": model.trained_bases, "trained_on": model.trained_on}
+    about = {
+        "policy": policy, "trained_bases": model.trained_bases, "trained_on": model.trained_on,
+        "fingerprints": model.fingerprints,
+    }  # fmt: skip
 
     def write(path: Path) -> None:
         path.mkdir()
@@ -163,10 +166,16 @@ def _side_file(checkpoint: Path) -> tuple[TokenPolicy, dict[str, Any]]:
     check_regular(path, "JSON")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        bases, on = values.get("trained_bases"), values.get("trained_on")
-        if not (bases is None or type(bases) is int) or not (on is None or isinstance(on, dict)):
+        bases, on, by = (values.get(key) for key in ("trained_bases", "trained_on", "fingerprints"))
+        if not (bases is None or type(bases) is int) or any(
+            not (one is None or isinstance(one, dict)) for one in (on, by)
+        ):
             raise ValueError("a value of a wrong type")
-        return read_values(TokenPolicy, values["policy"], str(path)), {"trained_bases": bases, "trained_on": on}
+        return read_values(TokenPolicy, values["policy"], str(path)), {
+            "trained_bases": bases,
+            "trained_on": on,
+            "fingerprints": by,
+        }
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

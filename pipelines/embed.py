@@ -209,13 +209,17 @@ def read_csv(path: Path, warn: Callable[[str], None] | None = None, *, rna: bool
     digest = hashlib.sha256()
     check_regular(path, "a table with a column named sequence")
     try:
-        with open_text(path, newline="") as file:
+        with open_text(path, newline="", errors="surrogateescape") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
             header = [column.strip().lower() for column in next(rows, [])]
-            where = [header.index(name) for name in SEQUENCE_COLUMNS if name in header]
+            where = [number for number, name in enumerate(header) if name in SEQUENCE_COLUMNS]
             if not where:
                 raise InputError(
                     f"{path} has the columns {', '.join(header)[:200] or 'none'}; expected one named sequence"
+                )
+            if len(where) > 1:
+                raise InputError(
+                    f"{path} has {len(where)} columns named {' or '.join(SEQUENCE_COLUMNS)}; leave the name to the one to read"
                 )
             named = [header.index(name) for name in NAME_COLUMNS if name in header]
             for number, row in enumerate(rows, 2):
@@ -231,14 +235,12 @@ def read_csv(path: Path, warn: Callable[[str], None] | None = None, *, rna: bool
                     raise InputError(f"{path}, row {number}: {error}") from None
                 if not len(one):
                     raise InputError(f"{path}, row {number}: the sequence is empty")
-                name = row[named[0]] if named else f"row{number - 1}"
+                name = next((row[place] for place in named if row[place].strip()), f"row{number - 1}")
                 if len(name.splitlines()) > 1:
                     raise InputError(f"{path}, row {number}: the name goes over lines; is a quote left open?")
                 tokens.append(one)
                 names.append(name)
-                digest.update(one.tobytes() + b"\n" + names[-1].encode() + b"\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text; expected a table with a column named sequence") from error
+                digest.update(one.tobytes() + b"\n" + names[-1].encode("utf-8", "surrogateescape") + b"\n")
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not tokens:

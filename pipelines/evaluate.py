@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dna_mamba.data.build import Progress, is_directory
+from dna_mamba.data.fingerprints import same_contigs
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval, subtract
+from dna_mamba.data.intervals import Interval, each_base_once, subtract
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.samples import Stretch, sample
 from dna_mamba.data.windows import known_bases
@@ -149,7 +150,7 @@ def _regions(
     config: EvaluateConfig, genome: GenomeStore, record: dict[str, Any] | None, warn: Callable[[str], None] | None
 ) -> tuple[str, list[Interval]]:
     if config.regions:
-        return "regions", [genome.region(text) for text in config.regions]
+        return "regions", each_base_once([genome.region(text) for text in config.regions])
     if config.split_file is not None or config.valid or config.test:
         split_file = None if config.split_file is None else str(config.split_file)
         split = load_split(genome, DataConfig(split=split_file, valid=config.valid, test=config.test), warn)
@@ -161,15 +162,24 @@ def _regions(
 
 def _trained_bases(
     model: DnaMamba, record: dict[str, Any] | None, genome: GenomeStore, regions: Sequence[Interval]
-) -> int | None:
-    """Count the bases of regions that trained a model, by contig and place; none where nothing is known of its training."""
+) -> tuple[int | None, str]:
+    """Count the bases of regions that trained a model, and say how contigs were known; none where its training is not."""
     known = [(contig, start, end) for contig, rows in (model.trained_on or {}).items() for start, end in rows]
     if not known and record is not None:
         known = [tuple(row) for row in record["split"]["train"]]
     if not known:
-        return None
-    trained = [Interval(contig, start, end) for contig, start, end in known if contig in genome.contigs and start < end]
-    return known_bases(genome, subtract(regions, subtract(regions, trained)))
+        return None, ""
+    found = same_contigs(genome, model.fingerprints or {})
+    same_run = record is not None and record["genome"]["bases_sha256"] == genome.manifest.bases_sha256
+    by_name = [contig for contig, _, _ in known if contig not in found and contig in genome.contigs]
+    trained = [
+        Interval(name, start, min(end, genome.contig(name).length))
+        for contig, start, end in known
+        for name in found.get(contig, [contig] if contig in genome.contigs else [])
+        if start < min(end, genome.contig(name).length)
+    ]
+    how = "by the names and places of contigs alone" if by_name and not same_run else "known again by their sequence"
+    return known_bases(genome, subtract(regions, subtract(regions, trained))), how
 
 
 def score_by_context(
@@ -246,11 +256,11 @@ def run(
         genome, regions, config.max_bases, context=max(model.trained_bases or 0, config.window_bases),
         start_token=policy.start_token, what=f"the {what}",
     )  # fmt: skip
-    trained = _trained_bases(model, record, genome, regions)
+    trained, how = _trained_bases(model, record, genome, regions)
     if trained and warn:
         warn(
-            f"the model was trained on {trained:,} of the {known_bases(genome, regions):,} known bases of {what} (by the names "
-            f"and places of contigs): there, what follows is no score of held-out sequence"
+            f"the model was trained on {trained:,} of the {known_bases(genome, regions):,} known bases of {what} ({how}): "
+            f"there, what follows is no score of held-out sequence"
         )
     all_bases = sum(one.end - one.read_from for one in some)
     scores = score_regions(

@@ -138,6 +138,8 @@ def run(
         raise InputError(f"--picture shows up to {MOST_DRAWN:,} bases, the region has {len(region):,}; take -o alone")
     length = genome.contig(region.contig).length
     letters = genome.fetch(Interval(region.contig, region.start, region.end))
+    if not any(map(letters.count, "ACGT")):
+        raise InputError(f"--region {config.region} holds no A, C, G or T, so there is nothing to mutate; name another")
     if warn and (unknown := len(letters) - sum(map(letters.count, "ACGT"))):
         warn(f"{unknown:,} of the {len(letters):,} bases of {config.region} are N, and are not mutated")
     before = length if config.left is None else config.left + len(region)

@@ -24,6 +24,7 @@ from lightning.pytorch.trainer import trainer as lightning_trainer
 
 from dna_mamba.data.build import Progress, open_genome
 from dna_mamba.data.datamodule import PretrainingData, TrainingSteps
+from dna_mamba.data.fingerprints import fingerprints
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, subtract
 from dna_mamba.data.length_warmup import Stage, lengths, plan_stages
@@ -697,6 +698,9 @@ def _run_locked(
 
     torch.manual_seed(config.seed)
     model = DnaMamba(config.model).use_implementation(config.implementation)
+    trained = read_by(genome, steps.windows)
+    policy = config.data.policy
+    about = asdict(policy), config.training.seq_len, _by_contig(trained), fingerprints(genome, trained)
     counters = None
     if saved is not None:
         copy_tensors(model, saved.model, str(out / "checkpoints"))
@@ -712,9 +716,7 @@ def _run_locked(
         if best is not None and best.is_dir():  # model/ may be ahead of the checkpoint that the run goes on from
             best_model = DnaMamba(config.model)
             copy_tensors(best_model, checkpoint.load(best).model, str(best))
-            about = asdict(config.data.policy), config.training.seq_len, _trained_on(genome, steps)
             save_pretrained(best_model, out / "model", *about)
-    policy = config.data.policy
     module = LanguageModel(
         model,
         config.optimizer,
@@ -730,13 +732,12 @@ def _run_locked(
     )
     model.backbone.recomputed_layers = the_plan.cut.recomputed_layers
     valid = sample_of(config, genome, split, "valid", config.evaluation.valid_bases)
-    trained_on = _trained_on(genome, steps)
 
     def validate(module: LanguageModel) -> Score:
         return score_regions(module.model, genome, valid, policy).total
 
     def save_best(module: LanguageModel) -> None:
-        save_pretrained(module.model, out / "model", asdict(policy), config.training.seq_len, trained_on)
+        save_pretrained(module.model, out / "model", *about)
 
     def record(module: LanguageModel) -> None:
         names = [contig.name for contig in genome.manifest.contigs]
@@ -795,14 +796,13 @@ def _run_locked(
     if recorder.received is not None:
         raise Interrupted(recorder.received, out, module.counters.step)
     seconds = time.monotonic() - started
-    save_pretrained(module.model, out / "model-last", asdict(policy), config.training.seq_len, trained_on)
-    return _finish(config, out, module, genome, split, the_plan, steps, seconds, bases_before, on_phase, warn)
+    save_pretrained(module.model, out / "model-last", *about)
+    return _finish(config, out, module, genome, split, the_plan, trained, seconds, bases_before, on_phase, warn)
 
 
-def _trained_on(genome: GenomeStore, steps: TrainingSteps) -> dict[str, list[list[int]]]:
-    """Give what a model is trained on, by contig."""
+def _by_contig(intervals: Sequence[Interval]) -> dict[str, list[list[int]]]:
     found: dict[str, list[list[int]]] = {}
-    for interval in read_by(genome, steps.windows):
+    for interval in intervals:
         found.setdefault(interval.contig, []).append([interval.start, interval.end])
     return found
 
@@ -880,7 +880,7 @@ def _finish(
     genome: GenomeStore,
     split: Split,
     the_plan: Plan,
-    steps: TrainingSteps,
+    trained: Sequence[Interval],
     seconds: float,
     bases_before: int,
     on_phase: Callable[[str], None] | None,
@@ -910,9 +910,7 @@ def _finish(
         _write_results(out / "results.json", part, scores, rows, markov, best, identity if complete else {})
         if not complete:
             say("fitting Markov models on the same training bases")
-            markov, plain, interpolated = markov_table(
-                config, genome, split, read_by(genome, steps.windows), test, scores.total.num_bases
-            )
+            markov, plain, interpolated = markov_table(config, genome, split, trained, test, scores.total.num_bases)
             best = plain, interpolated
             rows += [
                 Row(name=f"Markov order {plain}, plain", bits_per_base=markov[plain]["test_plain"],

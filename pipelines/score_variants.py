@@ -28,7 +28,7 @@ from dna_mamba.data.variants import (
     reference_fault,
     with_info,
 )
-from dna_mamba.data.vcf_blocks import NO_ALT, SLOW, STAR, SYMBOLIC, Block, weave
+from dna_mamba.data.vcf_blocks import NO_ALT, SLOW, STAR, SYMBOLIC, weave
 from dna_mamba.data.vocabulary import letters_of_store, reverse_complement_tokens, tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
@@ -119,15 +119,34 @@ class ScoreConfig:
         """Names of the fields that are ours under this prefix; what an earlier run put there goes."""
         return frozenset(self.prefix + kind for kind in ("LLR", "LEN", "DIST", "STATUS"))
 
+    def wrote(self, header: Sequence[str]) -> bool:
+        """Say whether a header tells of an earlier run of ours under this prefix."""
+        field = f"##INFO=<ID={self.prefix}LLR,"  # of before there was a line of our own
+        return any(
+            line.startswith(f"##dna-mamba=<ID={self.prefix},") or (line.startswith(field) and "log P(ALT" in line)
+            for line in header
+        )
+
+    def check_record(self, record: Variant) -> None:
+        """Refuse to write over a field of others that no header tells of.
+
+        Raises:
+            InputError: The record has a field of one of our names.
+        """
+        info = record.columns[7]
+        if self.prefix in info and not self.replaced.isdisjoint(field.split("=")[0] for field in info.split(";")):
+            raise InputError(
+                f"{self.variants}, line {record.line}: INFO has a field under --prefix {self.prefix} that score did not write; "
+                f"choose another prefix"
+            )
+
     def check_header(self, header: Sequence[str]) -> None:
         """Refuse to write over fields of others.
 
         Raises:
             InputError: The header defines one of our names, and no line of ours says that it is ours.
         """
-        ours = self.prefix == DEFAULT_PREFIX or any(
-            line.startswith(f"##dna-mamba=<ID={self.prefix},") for line in header
-        )
+        ours = self.wrote(header)
         for line in header:
             name = line.removeprefix("##INFO=<ID=").split(",")[0] if line.startswith("##INFO=<ID=") else ""
             if name in self.replaced and not ours:
@@ -202,12 +221,16 @@ class _Survey:
 
     def read_file(self, reader: VcfReader) -> None:
         """Take in all records of a file; see `read`."""
+        foreign = not self.config.wrote(reader.header)
         for block in reader.blocks():
             before = 0
             for number in np.flatnonzero(block.kinds == SLOW).tolist():
                 self.statuses += OF_KIND[block.kinds[before:number]].tobytes()
                 before = number + 1
-                self._take(reader.record(block, number))
+                record = reader.record(block, number)
+                if foreign:
+                    self.config.check_record(record)
+                self._take(record)
             self.statuses += OF_KIND[block.kinds[before:]].tobytes()
             self.num_records += len(block)
         self._judge()
@@ -573,7 +596,7 @@ def _write_vcf(config: ScoreConfig, reader: VcfReader, found: _Found) -> None:
 
 def _texts(config: ScoreConfig, reader: VcfReader, found: _Found) -> Iterator[bytes]:
     """Give the records with what was found in their INFO, in pieces of whole lines."""
-    replaced, names = config.replaced, config.names
+    replaced, names, foreign = config.replaced, config.names, not config.wrote(reader.header)
 
     def added(status: str) -> bytes:
         values = ("." if name != names[-1] else status for name in names)
@@ -590,18 +613,14 @@ def _texts(config: ScoreConfig, reader: VcfReader, found: _Found) -> Iterator[by
             at = stopped
             lines: list[str] = []
             while at < len(block) and (block.kinds[at] == SLOW or not lines):
-                lines.append(_line(config, reader, block, at, found, replaced))
+                record = reader.record(block, at)
+                if foreign:
+                    config.check_record(record)
+                some = found.of(record)
+                lines.append(with_info(record, _fields(config, some) if record.alts else [], replaced))
                 at += 1
             if lines:
                 yield ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
-
-
-def _line(
-    config: ScoreConfig, reader: VcfReader, block: Block, number: int, found: _Found, replaced: frozenset[str]
-) -> str:
-    record = reader.record(block, number)
-    some = found.of(record)
-    return with_info(record, _fields(config, some) if record.alts else [], replaced)
 
 
 def _values(config: ScoreConfig, one: AltScore) -> tuple[Any, ...]:

@@ -39,7 +39,8 @@ def _write_parquet(path: Path, kinds: Mapping[str, type], rows: Iterable[Sequenc
     arrow = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     schema = pa.schema([(name, arrow[kind]) for name, kind in kinds.items()])
     rows = iter(rows)
-    with parquet.ParquetWriter(path, schema) as file:
+    # opened here: Arrow takes names in UTF-8 alone
+    with open(path, "wb") as raw, parquet.ParquetWriter(raw, schema) as file:
         while some := list(islice(rows, ROWS_AT_ONCE)):
             arrays = [
                 pa.array([printable_text(cell) if isinstance(cell, str) else cell for cell in column], field.type)

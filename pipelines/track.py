@@ -54,6 +54,8 @@ class TrackConfig:
             raise InputError("track writes a file: say where with -o track.bw, --picture track.png or both")
         if self.out is not None and self.out.suffix.lower() not in (".bw", ".bigwig"):
             raise InputError(f"-o {self.out} must end in .bw or .bigwig")
+        if self.out is not None and any("\udc80" <= letter <= "\udcff" for letter in str(self.out.absolute())):
+            raise InputError(f"-o {self.out}: libBigWig takes names in UTF-8 alone; name a file in another folder")
         if self.picture is not None and self.picture.suffix.lower() != ".png":
             raise InputError(f"--picture {self.picture} must end in .png")
         if not 0 <= self.left <= 2**40:
@@ -158,6 +160,11 @@ def run(
                     on_bases(len(values), all_bases)
                 known = values[~np.isnan(values)]
                 num_known, total = num_known + len(known), total + float(known.sum(dtype=np.float64))
+        if not num_known:
+            raise InputError(
+                "no base of the regions is one of A, C, G, T with a base read before it, so there is no value to write; name "
+                "others"
+            )
         if bigwig is not None:
             bigwig.close(num_known)
     if config.picture is not None:
@@ -168,7 +175,7 @@ def run(
             _draw(drawn, pictures)
     return TrackResult(
         num_bases=num_known,
-        bits_per_base=total / num_known if num_known else math.nan,
+        bits_per_base=total / num_known,
         seconds=time.monotonic() - started,
     )
 

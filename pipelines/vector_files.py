@@ -199,7 +199,8 @@ def _write_parquet(path: Path, vectors: UnfinishedVectors, columns: Columns) -> 
     names = [f"e{i}" for i in range(vectors.width)]
     kinds = {name: pa.int64() if values.dtype.kind == "i" else pa.string() for name, values in columns(0, 0).items()}
     schema = pa.schema([*kinds.items(), *((name, pa.float32()) for name in names)])
-    with parquet.ParquetWriter(path, schema) as file:
+    # opened here: Arrow takes names in UTF-8 alone
+    with open(path, "wb") as raw, parquet.ParquetWriter(raw, schema) as file:
         for start, end in vectors.pieces():
             rows_RD = vectors.read(start, end)
             arrays = [pa.array(values, kinds[name]) for name, values in columns(start, end).items()]

@@ -104,6 +104,27 @@ def test_a_file_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_whose_name_is_no_utf_8_is_no_reason_to_fail(tmp_path):
+    folder = tmp_path / os.fsdecode(b"l\xe9t")
+    folder.mkdir()
+    (folder / "x.fa").write_text(">a\nACGTACGTAC\n")
+    (folder / "v.vcf").write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\na\t3\t.\tG\tT\n")
+    vcf, fasta = folder / "v.vcf", folder / "x.fa"
+    words = [
+        ["score", "human-4x64", vcf, "--genome", fasta, "-o", folder / "o.parquet"],
+        ["score", "human-4x64", vcf, "--genome", fasta, "-o", folder / "o.vcf.gz"],
+        ["embed", "human-4x64", fasta, "-o", folder / "e.parquet"],
+        ["genome", "show", fasta, "a:1-3"],
+    ]
+    code = "import os\nfrom dna_mamba.cli import app\n" + "".join(
+        f"app([os.fsdecode(word) for word in {[os.fsencode(word) for word in some]}], result_action='return_value')\n"
+        for some in words
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0 and b"ACG" in done.stdout, done.stderr
+    assert all((folder / name).stat().st_size for name in ("o.parquet", "o.vcf.gz", "e.parquet"))
+
+
 def test_a_name_beyond_the_locale_is_no_reason_to_fail(tmp_path):
     (tmp_path / "v.vcf").write_bytes(
         "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\na\t3\t™é\tG\tT\t.\t.\tX=™\n".encode()

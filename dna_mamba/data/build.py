@@ -31,7 +31,7 @@ from dna_mamba.data.genome import (
     file_sha256,
 )
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.unpack import CappedGzip, check_bgzf_end, is_gzip, open_unpacked
+from dna_mamba.data.unpack import CappedGzip, check_bgzf_end, check_encoding, is_gzip, open_unpacked
 from dna_mamba.data.vocabulary import INVALID, OTHER, SOFT_MASK, fasta_table
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.files import sync_directory, write_synced
@@ -283,8 +283,7 @@ def _pack_fasta(path: Path, stream: io.BufferedIOBase, packer: _Packer) -> None:
 
 
 def _check_first_bytes(path: Path, data: bytes) -> None:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{path} is UTF-16 text; save it as plain ASCII")
+    check_encoding(path, data)
     if data.startswith(b"\xef\xbb\xbf"):
         raise InputError(f"{path} starts with a byte-order mark; save it as plain ASCII or UTF-8 without one")
 
@@ -342,8 +341,9 @@ class _GenBankLines(io.TextIOBase):
 
 
 def _upper_molecule(line: str) -> str:
-    """Write the kind of molecule of a LOCUS line in capitals; some programs write dna."""
-    return re.sub(r"(?i)(?<=\s)((?:ss-|ds-|ms-)?[a-z]{0,2}[dr]na)(?=\s)", lambda match: match[1].upper(), line, count=1)
+    """Write the kind of molecule of a LOCUS line, which follows its length, in capitals; some programs write dna."""
+    kind = re.search(r"(?i)\s\d+\s+bp\s+((?:ss-|ds-|ms-)?[a-z]{0,2}[dr]na)\s", line)
+    return line if kind is None else line[: kind.start(1)] + kind[1].upper() + line[kind.end(1) :]
 
 
 def _pack_genbank(path: Path, packer: _Packer) -> None:
@@ -629,9 +629,9 @@ def open_genome(
     check_source(path)
     state = path.stat()
     sha256 = file_sha256(path)
-    identity = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{sha256}"
+    identity = os.fsencode(path.resolve()) + f"|{state.st_size}|{state.st_mtime_ns}|{sha256}".encode()
     kind = ".rna" if rna else ""
-    name = f"{path.name.split('.')[0][:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}{kind}.dna"
+    name = f"{path.name.split('.')[0][:40]}-{hashlib.sha256(identity).hexdigest()[:16]}{kind}.dna"
     store = _packed(path, cache_directory() / name, rna, on_progress, warn)
     if [source.sha256 for source in store.manifest.sources] != [sha256]:  # replaced between the two readings
         shutil.rmtree(store.path)

@@ -179,6 +179,12 @@ def merge(intervals: Iterable[Interval]) -> list[Interval]:
     return merged
 
 
+def each_base_once(intervals: Sequence[Interval]) -> list[Interval]:
+    """Merge intervals where some overlap; those that do not stay as they are, in their order."""
+    merged = merge(intervals)
+    return list(intervals) if sum(map(len, merged)) == sum(map(len, intervals)) else merged
+
+
 def subtract(intervals: Iterable[Interval], holes: Iterable[Interval]) -> list[Interval]:
     """Give what is in the intervals and in none of the holes, merged and sorted."""
     by_contig: dict[str, list[Interval]] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval, merge, read_bed, shared_bases, subtract
+from dna_mamba.data.intervals import Interval, each_base_once, merge, read_bed, shared_bases, subtract
 from dna_mamba.errors import InputError
 
 INTERVAL_BASES = 131_072
@@ -70,6 +70,10 @@ def split_from_bed(genome: GenomeStore, path: Path, warn: Callable[[str], None] 
     for name, found in parts.items():
         if not found and name != "test":
             raise InputError(f"{path} has no {name!r} row in column 4; training and validation are both needed")
+        once = each_base_once(found)
+        if warn and (again := sum(map(len, found)) - sum(map(len, once))):
+            warn(f"{path}: rows of {name} overlap; {again:,} bases that stand in more than one are taken once")
+        parts[name] = once
     split = Split(**{name: tuple(found) for name, found in parts.items()})
     for pair, count in split.shared().items():
         if count:

@@ -1,6 +1,6 @@
 """Sequences as people hold them: strings, Biopython's Seq and SeqRecord, lists, arrays and columns of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from dna_mamba.errors import InputError
@@ -54,19 +54,21 @@ def texts_of(sequences: Any, what: str = "sequences") -> tuple[list[str], bool]:
     one = text_of(sequences, what)
     if one is not None:
         return [one], True
-    if isinstance(sequences, Mapping):
+    if isinstance(sequences, Mapping | ItemsView):
         raise InputError(
             f"{what} are a {type(sequences).__name__}: give its values, as in list(x.values()), and keep its keys"
         )
     if isinstance(sequences, Set):
         raise InputError(f"{what} are a {type(sequences).__name__}, which has no order; give a list")
-    if hasattr(sequences, "columns"):  # a table, of pandas or polars
-        names = list(sequences.columns)
+    if hasattr(sequences, "columns"):  # a table, of pandas, polars or Arrow
+        names = list(getattr(sequences, "column_names", sequences.columns))
         if len(names) != 1:
             raise InputError(
                 f"{what} have the columns {', '.join(map(str, names))[:100]}; give the one that holds sequences"
             )
         sequences = sequences[names[0]]
+    if type(sequences).__module__.startswith("pyarrow"):  # whose scalars are no strings
+        sequences = sequences.to_pylist()
     shape = getattr(sequences, "shape", None)
     if shape == ():
         raise InputError(f"{what} are an array without a dimension; give its item, or a list")

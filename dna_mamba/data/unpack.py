@@ -121,6 +121,16 @@ def open_unpacked(path: Path) -> io.BufferedIOBase:
     return CappedGzip(path) if is_gzip(path) else open(path, "rb")
 
 
+def check_encoding(path: Path, data: bytes) -> None:
+    """Refuse text that is not one byte a letter, by its first bytes.
+
+    Raises:
+        InputError: It begins with the byte-order mark of UTF-16 or UTF-32.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path} is UTF-16 text; save it as UTF-8")
+
+
 def open_text(
     path: Path, newline: str | None = None, encoding: str = "utf-8-sig", errors: str = "strict"
 ) -> io.TextIOWrapper:
@@ -128,8 +138,12 @@ def open_text(
 
     With errors="surrogateescape", bytes that are no UTF-8 come as surrogates and leave as they came where the same is said
     for writing.
+
+    Raises:
+        InputError: It is UTF-16 text.
     """
     stream: Any = open_unpacked(path)
+    check_encoding(path, stream.peek(2))
     text: Any = io.TextIOWrapper(stream, encoding=encoding, newline=newline, errors=errors)
     text._CHUNK_SIZE = TEXT_CHUNK  # 8 kB at a time takes twice as long
     return text

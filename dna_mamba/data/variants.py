@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.unpack import check_bgzf_end, is_gzip, open_unpacked
+from dna_mamba.data.unpack import check_bgzf_end, check_encoding, is_gzip, open_unpacked
 from dna_mamba.data.vcf_blocks import Block, scan
 from dna_mamba.data.vocabulary import letters_of_store
 from dna_mamba.errors import InputError, check_regular
@@ -195,6 +195,7 @@ def _pieces(path: Path, warn: Callable[[str], None] | None) -> Iterator[bytes]:
             first = True
             while chunk := file.read(PIECE_BYTES):
                 if first:
+                    check_encoding(path, chunk)
                     chunk, first = chunk.removeprefix(b"\xef\xbb\xbf"), False
                 if b"\0" in chunk:
                     raise InputError(f"{path} is not text; expected a VCF, plain or gzipped")

@@ -190,7 +190,7 @@ BED = [
     Case(72, "another contig", b"chrX\t5\t9\n", "line 1: contig 'chrX' is not in"),
     Case(72, "nothing", b"#nothing\n", "holds no interval"),
     Case(72, "empty", b"", "holds no interval"),
-    Case(72, "not text", b"\xff\xfe\x00", "is not text"),
+    Case(72, "not text", b"\x00\xff\xfe", "is not text"),
     Case(72, "gzip cut", gzip.compress(b"chr1\t1\t10\n" * 99)[:-9], "cannot read"),
     Case(72, "gzip bomb", gzip.compress(b"#" * (1 << 27), 9), "unfolds into more than 500 times its size"),
 ]

@@ -12,6 +12,7 @@ from dna_mamba.data.intervals import Interval, read_bed
 from dna_mamba.data.unpack import BGZF_END, open_unpacked
 from dna_mamba.data.variants import Core, allele_status, core_of, read_vcf
 from dna_mamba.errors import InputError
+from dna_mamba.pipelines.embed import read_csv
 from tests.bad_input.test_fasta import bgzip
 from tests.conftest import random_letters
 
@@ -114,6 +115,13 @@ def test_records_without_an_accession_have_the_name_of_their_locus(tmp_path):
     assert list(fetched(tmp_path / "x.gb", tmp_path)) == ["first", "second"]
 
 
+@pytest.mark.parametrize("name", ["cDNA", "dna", "gDNA", "mRNA", "x_dna"])
+def test_a_locus_named_like_a_molecule_keeps_its_name(name, tmp_path):
+    locus = f"LOCUS       {name}                 180 bp ds-dna     linear   SYN 25-MAY-2020"
+    (tmp_path / "x.gb").write_text(genbank(locus, accession=".", version="."))
+    assert fetched(tmp_path / "x.gb", tmp_path) == {name: LETTERS.upper()}
+
+
 def test_a_genbank_record_of_another_length_than_it_says_is_refused(tmp_path):
     (tmp_path / "x.gb").write_text(genbank().replace("180 bp", "181 bp"))
     with pytest.raises(InputError, match="Expected sequence length 181, found 180"):
@@ -196,3 +204,27 @@ def test_bed_dialects_are_read_and_nothing_goes_without_a_count(tmp_path):
         "no length", "strand in column 6", "several blocks",
     ]  # fmt: skip
     assert all("1 features" in words or "1 rows" in words for words in said)
+
+
+def test_tables_in_latin_1_are_read_and_names_carried(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"id,name,sequence\ni1,d\xe9,ACGT\ni2,,GGTT\n,,TTTT\n")
+    found = read_csv(tmp_path / "x.csv")
+    assert [name.encode("utf-8", "surrogateescape") for _, name in found.places] == [b"d\xe9", b"i2", b"row3"]
+
+
+@pytest.mark.parametrize("header", ["sequence,sequence", "Seq,sequence", "seq,Seq"])
+def test_a_table_with_two_columns_of_sequences_is_refused(header, tmp_path):
+    (tmp_path / "x.csv").write_text(f"{header}\nACGT,GGTT\n")
+    with pytest.raises(InputError, match="2 columns named sequence or seq"):
+        read_csv(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("read, text", [
+    (read_csv, "name,sequence\nx,ACGT\n"), (read_bed, "a\t1\t2\n"), (lambda path: read_vcf(path), "##fileformat=VCFv4.2\n"),
+    (lambda path: build([path], path.with_suffix(".dna")), ">a\nACGT\n"),
+], ids=["csv", "bed", "vcf", "fasta"])  # fmt: skip
+def test_utf_16_is_told_for_what_it_is(read, text, encoding, tmp_path):
+    (tmp_path / "x.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(InputError, match="UTF-16"):
+        read(tmp_path / "x.txt")

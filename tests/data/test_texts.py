@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyfaidx
 import pytest
 from Bio.Seq import MutableSeq, Seq
@@ -23,6 +24,7 @@ def test_one_sequence_is_one(given):
     [ONE, TWO], (ONE, TWO), np.array([ONE, TWO]), np.array([[ONE], [TWO]]), pd.Series([ONE, TWO]),
     pd.DataFrame({"DNA": [ONE, TWO]}), [Seq(ONE), SeqRecord(Seq(TWO))], [[ONE], [TWO]], map(str, [ONE, TWO]),
     (text for text in (ONE, TWO)), np.array([ONE, TWO], object), pd.Series([ONE, TWO], dtype="category"),
+    pa.array([ONE, TWO]), pa.chunked_array([[ONE], [TWO]]), pa.table({"DNA": [ONE, TWO]}),
 ], ids=lambda given: type(given).__name__)  # fmt: skip
 def test_several_sequences_are_several(given):
     assert texts_of(given) == ([ONE, TWO], False)
@@ -30,7 +32,8 @@ def test_several_sequences_are_several(given):
 
 @pytest.mark.parametrize("given, words", [
     (list(ONE), "single letters"), (np.array(list(ONE)), "single letters"), (tuple(ONE), "single letters"),
-    ({"a": ONE}, "give its values"), ({ONE, TWO}, "no order"), (np.array(ONE), "without a dimension"), (7, "int"), (None, "NoneType"),
+    ({"a": ONE}, "give its values"), ({"a": ONE}.items(), "give its values"), (pa.array([ONE, None]), r"\[1\] is NoneType"),
+    (pa.table({"a": [ONE], "b": [TWO]}), "the columns a, b"), ({ONE, TWO}, "no order"), (np.array(ONE), "without a dimension"), (7, "int"), (None, "NoneType"),
     (ONE.encode(), "decode it"), ([ONE, ONE.encode()], r"\[1\] is bytes"), ([ONE, None], r"\[1\] is NoneType"),
     ([ONE, float("nan")], r"\[1\] is float"), (np.array([[ONE, TWO]]), r"\[0\] is ndarray"), ([3], r"\[0\] is int"),
     (pd.DataFrame({"a": [ONE], "b": [TWO]}), "the columns a, b"), ([[ONE, TWO]], r"\[0\] is list"),
@@ -75,6 +78,9 @@ def test_letters_that_say_no_base_are_no_evidence():
     assert np.isnan(model.score("NNNN"))  # it was 0, above the score of any sequence
     with pytest.raises(InputError, match="holds no A, C, G or T"):
         model.generate("NNN")
+    for call in (lambda: model.embed(["ACGT", "NN"]), lambda: dm.Embedder("human-4x64").fit_transform(["ACGT", "RY"])):
+        with pytest.warns(UserWarning, match="1 of 2 sequences hold no A, C, G or T"):
+            call()
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -4,12 +4,13 @@ import csv
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dna_mamba.data.build import build, open_genome
-from dna_mamba.data.intervals import Interval
+from dna_mamba.data.intervals import Interval, each_base_once
 from dna_mamba.data.labelled import LabelledContig, LabelledWindows
 from dna_mamba.data.markov import MarkovModels
 from dna_mamba.data.splits import split_from_regions
@@ -159,6 +160,51 @@ def test_a_model_says_when_it_is_scored_on_what_trained_it(place):
     assert sampled.sampled and 80 <= sampled.scores.total.num_bases <= 100
     with pytest.raises(InputError, match="no base to score"):
         evaluate.run(replace(base, regions=("v:1-2000",)))
+
+
+def test_training_sequence_is_known_again_by_its_bases_and_not_by_its_name(place, tmp_path):
+    folder, genome = place
+    pretrain.run(config_of(folder), tmp_path / "run")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "run" / "model").rename(tmp_path / "alone" / "model")
+    t = genome.fetch(Interval("t", 0, 40_000))
+    cases = {  # contigs of another genome, and how many of the first 5,000 bases of the first trained the model
+        "renamed": ({"NC_1.1": t.lower()}, 5000, "known again by their sequence"),
+        "other": ({"t": random_letters(40_000, 77)}, 0, ""),
+        "both": ({"t": random_letters(40_000, 77), "chrt": t}, 0, ""),
+        "a piece, padded": ({"t": t[:6000] + "N" * 34_000}, 5000, "by the names and places of contigs alone"),
+        "a piece, short": ({"t": t[:6000]}, 5000, "by the names and places of contigs alone"),
+    }
+    for number, (contigs, expected, words) in enumerate(cases.values()):
+        fasta = tmp_path / f"{number}.fa"
+        fasta.write_text("".join(f">{name}\n{letters}\n" for name, letters in contigs.items()))
+        said = []
+        config = evaluate.EvaluateConfig(
+            model=tmp_path / "alone" / "model",
+            genome=str(fasta),
+            regions=(f"{next(iter(contigs))}:1-5000",),
+            device="cpu",
+        )
+        assert evaluate.run(config, warn=said.append).trained == expected
+        assert any(words in one for one in said) if expected else not any("was trained on" in one for one in said)
+        if "chrt" in contigs:
+            assert evaluate.run(replace(config, regions=("chrt:1-5000",))).trained == 5000
+
+
+def test_bases_in_several_regions_or_rows_are_scored_once(place, tmp_path):
+    folder, _ = place
+    base = evaluate.EvaluateConfig(model=Path("human-4x64"), genome=str(folder / "g.dna"), regions=("w",), device="cpu")
+    once = evaluate.run(base)
+    for regions in (("w", "w:1-50"), ("w:100-3000", "w:1-200"), ("w", "w")):
+        found = evaluate.run(replace(base, regions=regions))
+        assert found.scores.total == once.scores.total and once.scores.total.num_bases == 2999
+    (tmp_path / "s.bed").write_text("t\t0\t9000\ttrain\nv\t3000\t6000\tvalid\nw\t0\t3000\ttest\nw\t100\t200\ttest\n")
+    said = []
+    config = replace(base, regions=(), split_file=tmp_path / "s.bed")
+    assert evaluate.run(config, warn=said.append).scores.total == once.scores.total
+    assert any("rows of test overlap; 100 bases" in words for words in said)
+    touching = [Interval("w", 50, 60), Interval("w", 0, 50)]
+    assert each_base_once(touching) == touching
 
 
 def test_equal_sequence_at_another_place_is_found_by_audit(tmp_path):

@@ -22,7 +22,7 @@ LETTERS = LETTERS[:125] + "NN" + LETTERS[127:]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mutate")
-    (folder / "g.fa").write_text(f">c1\n{LETTERS}\n")
+    (folder / "g.fa").write_text(f">c1\n{LETTERS}\n>n\nNNNNN\n")
     build([folder / "g.fa"], folder / "g.dna")
     torch.manual_seed(0)
     model = DnaMamba(BackboneConfig(pattern="MM", width=16)).eval().use_implementation("cpu")
@@ -102,6 +102,7 @@ def test_table_and_picture_are_written(place, tmp_path):
     ({"out": "o.tsv", "region": "c9:1-5"}, "c9"),
     ({"out": "o.tsv", "region": "c1"}, "at most 200 are mutated"),
     ({"picture": "o.png", "region": "c1:1-150"}, "up to 100 bases"),
+    ({"out": "o.tsv", "region": "n:1-5"}, "nothing to mutate"),
 ])  # fmt: skip
 def test_a_mistake_is_told_in_one_line(place, change, words, tmp_path, monkeypatch):
     from pathlib import Path

@@ -19,7 +19,10 @@ from dna_mamba.model.checkpoints.native import save_pretrained
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.score_variants import ScoreConfig, run
 
-HEADER = '##fileformat=VCFv4.2\n##INFO=<ID=AF,Number=A,Type=Float,Description="x">\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\tS\n'
+HEADER = (
+    '##fileformat=VCFv4.2\n##dna-mamba=<ID=DM,Of="an earlier run">\n##INFO=<ID=AF,Number=A,Type=Float,Description="x">\n'
+    "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\tS\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +144,7 @@ def test_a_ref_that_is_not_in_the_genome_stops_before_anything_is_scored(place, 
     vcf = write_vcf(tmp_path / "v.vcf", rows)
     config = {"model": folder / "model", "variants": vcf, "genome": str(folder / "g.dna"), "out": tmp_path / "o.tsv"}
     words = (
-        r"line 5 \(c1:100\): REF is ., the genome has .; 1 of 8 records \(12.5%\) do not fit .*\(is it another assembly"
+        r"line 6 \(c1:100\): REF is ., the genome has .; 1 of 8 records \(12.5%\) do not fit .*\(is it another assembly"
     )
     with pytest.raises(InputError, match=words):
         run(ScoreConfig(**config))
@@ -366,6 +369,23 @@ def test_a_second_prefix_keeps_the_first_scores_and_the_header_says_how_they_wer
         assert next(iter(file)).info["LONGLEN"] == (0,)
     with pytest.raises(InputError, match="--prefix 'a;b' must be letters"):
         ScoreConfig(variants=vcf, out=tmp_path / "d.vcf", prefix="a;b", **config)
+
+
+@pytest.mark.parametrize(
+    "alt, info", [("N", "DMLLR=7.5;Z=1"), ("<DEL>", "Z=1;DMSTATUS=x"), ("*", "DMLEN"), (".", "DMDIST=1")]
+)
+@pytest.mark.parametrize("header", ["", '##INFO=<ID=DMLLR,Number=1,Type=Float,Description="of another tool">\n'])
+def test_a_field_of_others_under_our_names_is_never_lost(alt, info, header, place, tmp_path):
+    folder, _, letters = place
+    base = letters[99]
+    text = f"##fileformat=VCFv4.2\n{header}#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\nc1\t100\t.\t{base}\t{alt}\t.\t.\t{info}\n"
+    (tmp_path / "v.vcf").write_text(text)
+    config = {"model": folder / "model", "genome": str(folder / "g.dna"), "variants": tmp_path / "v.vcf"}
+    with pytest.raises(InputError, match="choose another prefix"):
+        run(ScoreConfig(out=tmp_path / "o.vcf", **config))
+    assert not (tmp_path / "o.vcf").exists()
+    run(ScoreConfig(out=tmp_path / "p.vcf", prefix="OUR", **config))
+    assert info in (tmp_path / "p.vcf").read_text()
 
 
 def test_tables_have_one_schema_whatever_the_rows(place, tmp_path):

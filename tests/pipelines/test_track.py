@@ -87,6 +87,9 @@ def test_a_disk_too_small_is_told_before_the_work(place, tmp_path, monkeypatch):
         ({"regions": ("b:1-501",)}, "ends past b, which has 500 bases"),
         ({"regions": ("c:1-5",)}, "contig 'c' is not in"),
         ({"left": -1}, "0 or more bases"),
+        ({"regions": ("a:1-1",)}, "with a base read before it"),
+        ({"regions": ("b:100-100",), "left": 0}, "with a base read before it"),
+        ({"out": "l\udce9t.bw"}, "names in UTF-8 alone"),
     ],
 )
 def test_a_mistake_is_named_and_leaves_nothing(change, words, place, tmp_path):

@@ -80,6 +80,7 @@ def save_pretrained(
     policy: dict[str, Any],
     trained_bases: int | None = None,
     trained_on: TrainedOn | None = None,
+    fingerprints: dict[str, tuple[int, int, str]] | None = None,
 ) -> None:
     """Write a model directory; each file is replaced whole.
 
@@ -89,9 +90,11 @@ def save_pretrained(
         policy: How its training treated N, strands and the ends of windows, as plain values.
         trained_bases: Longest window that it was trained on, if that is known.
         trained_on: Intervals that it was trained on by contig, 0-based, end excluded, if they are known.
+        fingerprints: What each of these contigs is known again by, as `dna_mamba.data.fingerprints` gives it.
     """
     about: dict[str, Any] = {"policy": policy} | ({} if trained_bases is None else {"trained_bases": trained_bases})
     about |= {} if trained_on is None else {"trained_on": trained_on}
+    about |= {} if fingerprints is None else {"fingerprints": {name: list(one) for name, one in fingerprints.items()}}
     _save(model, path, {"model_type": LANGUAGE_MODEL, "backbone": asdict(model.config), **about})
 
 
@@ -199,6 +202,7 @@ def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, A
     bases = config.get("trained_bases")
     model.trained_bases = bases if type(bases) is int else None
     model.trained_on = _trained_on(config.get("trained_on"), where)
+    model.fingerprints = _fingerprints(config.get("fingerprints"), where)
     return model.eval(), policy
 
 
@@ -209,6 +213,19 @@ def _trained_on(values: Any, where: str) -> TrainedOn | None:
     if not all(isinstance(row, list) and len(row) == 2 and all(type(x) is int for x in row) for row in rows):
         raise InputError(f"{where}: trained_on must hold a list of [start, end] for each contig")
     return values
+
+
+def _fingerprints(values: Any, where: str) -> dict[str, tuple[int, int, str]] | None:
+    if values is None:
+        return None
+    found = {}
+    for name, row in values.items() if isinstance(values, dict) else [("", None)]:
+        match row:
+            case [int(start), int(end), str(sha256)] if 0 <= start < end:
+                found[name] = start, end, sha256
+            case _:
+                raise InputError(f"{where}: fingerprints must hold [start, end, SHA-256] for each contig")
+    return found
 
 
 def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceClassifier, dict[str, Any]]:
