@@ -1,12 +1,17 @@
 """Shared settings and toy data; all of it is made in code."""
 
+import atexit
+import functools
 import gc
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,8 +103,20 @@ def toy_fasta(tmp_path_factory) -> Path:
     return path
 
 
+@functools.cache
+def _zygote() -> Any:
+    from tests.zygote import Zygote
+
+    process = Zygote(Path(tempfile.mkdtemp(prefix="zygote-")))
+    atexit.register(shutil.rmtree, process.folder, ignore_errors=True)
+    atexit.register(process.close)
+    return process
+
+
 def dna_mamba(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a process of its own: a fork where that is the same, which starts in milliseconds."""
+    if set(environment) <= {"COLUMNS"} and not torch.cuda.is_available():
+        return _zygote().completed(*arguments, cwd=cwd or Path.cwd(), **{**os.environ, **environment})
     path = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
     return subprocess.run(
         [sys.executable, "-m", "dna_mamba.cli", *map(str, arguments)],

@@ -114,6 +114,13 @@ class Zygote:
         assert child.wait() is not None, "it takes too long"
         return child
 
+    def completed(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, and give what `subprocess.run` would."""
+        child = self.start(*words, **options)
+        code = child.wait(600)
+        assert code is not None, "it takes too long"
+        return subprocess.CompletedProcess(list(map(str, words)), code, child.out.read_text(), child.stderr)
+
     def close(self) -> None:
         """End the process."""
         assert self.process.stdin is not None
