@@ -109,7 +109,7 @@ def run(
     say: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> SpeciesBenchResult:
-    """Simulate twice, fine-tune twice, and write table.md and benchmark.json.
+    """Simulate twice, fine-tune twice, and write table.md and benchmark.json; what a half found is said and kept at its end.
 
     Raises:
         InputError: The directory holds something, or the genome is too short or holds no mobile element.
@@ -147,6 +147,11 @@ def run(
         picture = out / f"finetune-{name}" / "lengths" / str(config.seq_len) / "confusion.png"
         if picture.exists():  # one that could not be drawn was a remark
             shutil.copyfile(picture, out / f"confusion-{name}.png")
+        halves = {name: asdict(half) for name, half in found.items()}
+        write_json(out / MARK, {"config": asdict(config), "complete": False, **halves})
+        for row in found[name].rows:
+            if row["value"] is not None:
+                say(f"  diagnostics {name}, {row['name']}: {row['value']:.3f}")
     result = SpeciesBenchResult(out=out, on=found["on"], off=found["off"], seconds=time.monotonic() - started)
     write_text(out / "table.md", result.as_text() + "\n")
     write_json(out / MARK, {"config": asdict(config), "complete": True, **result.as_dict()})

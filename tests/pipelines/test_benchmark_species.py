@@ -1,11 +1,14 @@
 """The verdicts of the species benchmark, on rows worked out by hand."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from dna_mamba.pipelines.benchmark_species import SpeciesBenchResult
+from dna_mamba.pipelines import benchmark_species
+from dna_mamba.pipelines.benchmark_species import SpeciesBenchConfig, SpeciesBenchResult
 from dna_mamba.pipelines.class_metrics import Share
 from dna_mamba.pipelines.finetune_species import LengthResult
 
@@ -36,3 +39,15 @@ def test_what_is_above_chance_without_insertions_is_a_leak(right, leaks):
 def test_a_model_at_chance_with_insertions_is_said_to_be():
     assert "the model is above chance" in result((270, 330), (120, 120)).as_text()
     assert "the model is not above chance" in result((121, 330), (120, 120)).as_text()
+
+
+def test_a_benchmark_that_is_stopped_has_said_and_kept_its_first_half(tmp_path, monkeypatch):
+    halves = iter([SimpleNamespace(lengths=(length(270, 330),))])
+    monkeypatch.setattr(benchmark_species.simulate, "run", lambda config, out, warn: None)
+    monkeypatch.setattr(benchmark_species.finetune_species, "run", lambda config, out, say, warn: next(halves))
+    said = []
+    with pytest.raises(StopIteration):
+        benchmark_species.run(SpeciesBenchConfig(), tmp_path / "out", say=said.append)
+    assert "  diagnostics on, Mamba 4x64, mean: 0.450" in said
+    kept = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert not kept["complete"] and kept["on"]["rows"][1]["value"] == 0.55 and "off" not in kept
