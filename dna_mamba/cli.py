@@ -1272,7 +1272,8 @@ def _print_checkpoint(result: Any, word: str, json: bool) -> None:
     )
     if result.against_transformers is not None:
         print(
-            f"largest difference of a logit from transformers' own model on 512 bases: {result.against_transformers:.2g}"
+            f"largest difference of a logit from transformers' own model, over the largest logit, on 512 bases: "
+            f"{result.against_transformers:.2g}"
         )
     for remark in result.remarks:
         _warn(remark)

@@ -104,25 +104,26 @@ class WholeFile:
     Args:
         out: Its name; folders that lack are made, and taken away again if it fails.
         folder: Where it is written, on the same file system; beside `out` by default.
+        option: What names it on the command line, for messages.
 
     Raises:
         InputError: It cannot be written.
     """
 
-    def __init__(self, out: Path, folder: Path | None = None):
-        self.out, self.folder = out, folder or out.parent
+    def __init__(self, out: Path, folder: Path | None = None, option: str = "-o"):
+        self.out, self.folder, self.option = out, folder or out.parent, option
         self.made: list[Path] = []
 
     def __enter__(self) -> Path:
         """Give the path to write to."""
         try:
             if self.out.is_dir():
-                raise InputError(f"-o {self.out} is a directory; name a file in it")
+                raise InputError(f"{self.option} {self.out} is a directory; name a file in it")
             self.made = [parent for parent in self.out.parents if not parent.exists()]
             self.out.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=f".{self.out.name}.", suffix=self.out.suffix, dir=self.folder)
         except OSError as error:
-            raise InputError(f"cannot write {self.out}: {error.strerror}; choose another -o") from error
+            raise InputError(f"cannot write {self.out}: {error.strerror}; choose another {self.option}") from error
         os.close(handle)
         self.unfinished = Path(name)
         return self.unfinished
@@ -149,18 +150,23 @@ class WholeFile:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"the disk is full while writing {self.out}; free space and try again") from error
         if isinstance(error, OSError) and (kind is None or error.errno in UNWRITABLE):
-            raise InputError(f"cannot write {self.out}: {error.strerror}; choose another -o") from error
+            raise InputError(f"cannot write {self.out}: {error.strerror}; choose another {self.option}") from error
 
 
-def whole_directory(out: Path, write: Callable[[Path], None]) -> None:
+def whole_directory(out: Path, write: Callable[[Path], None], option: str = "-o") -> None:
     """Let a directory appear whole or not at all; `write` is given a path where nothing stands yet.
+
+    Args:
+        out: Its name.
+        write: Makes it.
+        option: What names it on the command line, for messages.
 
     Raises:
         InputError: It cannot be written.
     """
     if out.is_dir():
         out.rmdir()  # it is empty
-    with WholeFile(out) as unfinished:
+    with WholeFile(out, option=option) as unfinished:
         unfinished.unlink()
         write(unfinished)
 
@@ -195,7 +201,13 @@ class _Tried(Exception):
 
 def write_table(out: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a tab-separated table in UTF-8, whole or not at all."""
-    with WholeFile(out) as path, open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with WholeFile(out) as path:
+        write_rows_as_text(path, columns, rows)
+
+
+def write_rows_as_text(path: Path, columns: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a tab-separated table in UTF-8."""
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(columns)
         table.writerows(rows)

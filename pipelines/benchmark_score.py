@@ -90,10 +90,9 @@ def run(
         length = genome.contig(variant.contig).length
         core = core_of(genome, variant.contig, start, genome.fetch(Interval(variant.contig, start, end)), alt)
         start, end = core.start, core.start + core.ref_bases
-        first, last = (
-            max(0, start - config.left),
-            min(length, end + config.right),
-        )  # moved left, it may have less before it
+        # moved left, it may have less before it
+        first = max(0, start - config.left)
+        last = min(length, end + config.right)
         around = genome.tokens(Interval(variant.contig, first, last))
         before, reference, flank = np.split(around, [start - first, end - first])
         for tokens in (tokens_of(core.alt), reference):

@@ -2,7 +2,6 @@
 """Checkpoints of others: read into our format, written in theirs, and compared with transformers' own model."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -29,7 +28,7 @@ from dna_mamba.model.checkpoints.mamba_ssm import (
     read_tensors,
     tensors_for,
 )
-from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
+from dna_mamba.model.checkpoints.native import from_pretrained, read_fingerprints, read_trained_on, save_pretrained
 from dna_mamba.pipelines.config_files import read_config as read_values
 from dna_mamba.pipelines.evaluate import find_model
 
@@ -73,7 +72,7 @@ class CheckpointResult:
     """Of logits on a probe sequence, over the largest: our model in float32 against a naive forward of the other side's own
     tensors in float64."""
     against_transformers: float | None
-    """The same against transformers' model; none where it could not be compared."""
+    """The same, in float32, against transformers' model; none where it could not be compared."""
     remarks: tuple[str, ...]
     """What was noticed beside, and why there is no comparison with transformers."""
 
@@ -117,6 +116,8 @@ def export_model(config: ExportConfig) -> CheckpointResult:
         "fingerprints": model.fingerprints,
     }  # fmt: skip
 
+    differences = []
+
     def write(path: Path) -> None:
         path.mkdir()
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
@@ -124,15 +125,10 @@ def export_model(config: ExportConfig) -> CheckpointResult:
             torch.save(tensors, path / "pytorch_model.bin")  # the one file that its from_pretrained reads
         (path / "config.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
         (path / SIDE_FILE).write_text(json_text(about, indent=1) + "\n", encoding="utf-8")
+        read = import_checkpoint(path).tensors
+        differences.append(_certified(model, read, None, model.config.norm_eps, config.out))
 
-    difference = math.nan
-
-    def write_and_read(path: Path) -> None:
-        nonlocal difference
-        write(path)
-        difference = _certified(model, import_checkpoint(path).tensors, None, model.config.norm_eps, config.out)
-
-    whole_directory(config.out, write_and_read)
+    whole_directory(config.out, write)
     against, remark = _against_transformers(model, config.out, config.format, None)
     if policy.get("start_token"):
         remark = (
@@ -140,7 +136,7 @@ def export_model(config: ExportConfig) -> CheckpointResult:
             "the model was trained with a start token (id 2) before each window, which others must write too",
         )
     return CheckpointResult(
-        out=config.out, format=config.format, num_parameters=model.num_parameters(), largest_difference=difference,
+        out=config.out, format=config.format, num_parameters=model.num_parameters(), largest_difference=differences[0],
         against_transformers=against, remarks=(*remark, *_share_of_no_tokens(model)),
     )  # fmt: skip
 
@@ -166,16 +162,15 @@ def _side_file(checkpoint: Path) -> tuple[TokenPolicy, dict[str, Any]]:
     check_regular(path, "JSON")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        bases, on, by = (values.get(key) for key in ("trained_bases", "trained_on", "fingerprints"))
-        if not (bases is None or type(bases) is int) or any(
-            not (one is None or isinstance(one, dict)) for one in (on, by)
-        ):
+        bases = values.get("trained_bases")
+        if not (bases is None or type(bases) is int):
             raise ValueError("a value of a wrong type")
-        return read_values(TokenPolicy, values["policy"], str(path)), {
+        about = {
             "trained_bases": bases,
-            "trained_on": on,
-            "fingerprints": by,
+            "trained_on": read_trained_on(values.get("trained_on"), str(path)),
+            "fingerprints": read_fingerprints(values.get("fingerprints"), str(path)),
         }
+        return read_values(TokenPolicy, values["policy"], str(path)), about
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

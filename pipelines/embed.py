@@ -212,6 +212,8 @@ def read_csv(path: Path, warn: Callable[[str], None] | None = None, *, rna: bool
         with open_text(path, newline="", errors="surrogateescape") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
             header = [column.strip().lower() for column in next(rows, [])]
+            if any("\0" in column for column in header):
+                raise InputError(f"{path} is not text; expected a table with a column named sequence")
             where = [number for number, name in enumerate(header) if name in SEQUENCE_COLUMNS]
             if not where:
                 raise InputError(
@@ -227,7 +229,7 @@ def read_csv(path: Path, warn: Callable[[str], None] | None = None, *, rna: bool
                     continue
                 if len(row) != len(header):
                     raise InputError(f"{path}, row {number}: {len(row)} columns, the header has {len(header)}")
-                letters = row[where[0]].strip()
+                letters = printable_text(row[where[0]].strip())
                 try:
                     one = tokens_of(letters, rna).copy()
                     num_uracil += 0 if rna else count_uracil(letters)

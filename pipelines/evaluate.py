@@ -161,25 +161,46 @@ def _regions(
 
 
 def _trained_bases(
-    model: DnaMamba, record: dict[str, Any] | None, genome: GenomeStore, regions: Sequence[Interval]
+    model: DnaMamba, record: dict[str, Any] | None, genome: GenomeStore, regions: Sequence[Interval], what: str
 ) -> tuple[int | None, str]:
-    """Count the bases of regions that trained a model, and say how contigs were known; none where its training is not."""
+    """Count the bases of regions that trained a model, and say what is to be said of it; none where that is not known."""
     known = [(contig, start, end) for contig, rows in (model.trained_on or {}).items() for start, end in rows]
     if not known and record is not None:
         known = [tuple(row) for row in record["split"]["train"]]
-    if not known:
+    matches = same_contigs(genome, model.fingerprints or {})
+    if not known or not (model.fingerprints or any(contig in genome.contigs for contig, _, _ in known)):
         return None, ""
-    found = same_contigs(genome, model.fingerprints or {})
+
+    def of_regions(names_of: Callable[[str], Sequence[str]]) -> list[Interval]:
+        """Give the parts of the regions that lie in training intervals of contigs under these names."""
+        found = [
+            Interval(name, start, min(end, genome.contig(name).length))
+            for contig, start, end in known
+            for name in names_of(contig)
+            if start < min(end, genome.contig(name).length)
+        ]
+        return subtract(regions, subtract(regions, found))
+
+    def own(contig: str) -> list[str]:
+        """Give the contig of that name, where its bases do not say which it is."""
+        undecided = contig in genome.contigs and contig not in matches.same and contig not in matches.other
+        return [contig] if undecided else []
+
+    others = of_regions(lambda contig: [contig] if contig in matches.other else [])
+    if others:
+        names = ", ".join(dict.fromkeys(one.contig for one in others))
+        return None, (
+            f"whether {what} trained the model is not known: it was trained on contigs named {names[:200]}, which hold other "
+            f"bases here; genome audit --against compares sequence"
+        )
+    by_bases, by_name = of_regions(lambda contig: matches.same.get(contig, [])), of_regions(own)
+    trained = known_bases(genome, [*by_bases, *by_name])
     same_run = record is not None and record["genome"]["bases_sha256"] == genome.manifest.bases_sha256
-    by_name = [contig for contig, _, _ in known if contig not in found and contig in genome.contigs]
-    trained = [
-        Interval(name, start, min(end, genome.contig(name).length))
-        for contig, start, end in known
-        for name in found.get(contig, [contig] if contig in genome.contigs else [])
-        if start < min(end, genome.contig(name).length)
-    ]
     how = "by the names and places of contigs alone" if by_name and not same_run else "known again by their sequence"
-    return known_bases(genome, subtract(regions, subtract(regions, trained))), how
+    return trained, "" if not trained else (
+        f"the model was trained on {trained:,} of the {known_bases(genome, regions):,} known bases of {what} ({how}): "
+        f"there, what follows is no score of held-out sequence"
+    )
 
 
 def score_by_context(
@@ -256,12 +277,9 @@ def run(
         genome, regions, config.max_bases, context=max(model.trained_bases or 0, config.window_bases),
         start_token=policy.start_token, what=f"the {what}",
     )  # fmt: skip
-    trained, how = _trained_bases(model, record, genome, regions)
-    if trained and warn:
-        warn(
-            f"the model was trained on {trained:,} of the {known_bases(genome, regions):,} known bases of {what} ({how}): "
-            f"there, what follows is no score of held-out sequence"
-        )
+    trained, remark = _trained_bases(model, record, genome, regions, what)
+    if remark and warn:
+        warn(remark)
     all_bases = sum(one.end - one.read_from for one in some)
     scores = score_regions(
         model, genome, some, policy, on_bases=None if on_bases is None else lambda bases: on_bases(bases, all_bases)
@@ -315,7 +333,7 @@ def _write(result: EvaluateResult, out: Path, warn: Callable[[str], None] | None
         write_json(path / "results.json", evaluation_as_dict(result))
         write_text(path / "context.csv", "\n".join(lines) + "\n")
 
-    whole_directory(out, write)
+    whole_directory(out, write, "--out")
     from dna_mamba.pipelines.pictures import draw_context, draw_or_say
 
     draw_or_say(lambda: draw_context(result.context, out / "context.png"), out / "context.png", warn)

@@ -95,6 +95,8 @@ def saturate(
     found_T4[places] = 0.0
     for strand in "+-" if strands == "both" else "+":
         whole = Interval(region.contig, 0, length, strand)
+        if on_bases is not None:
+            on_bases(0)  # the other strand's pass begins at its own first base
         starts = [region.start + place if strand == "+" else length - 1 - region.start - place for place, _ in pairs]
         first = 0 if left is None else max(0, min(starts, default=0) - left)
         bases = [number if strand == "+" else 3 - number for _, number in pairs]

@@ -700,7 +700,8 @@ def _run_locked(
     model = DnaMamba(config.model).use_implementation(config.implementation)
     trained = read_by(genome, steps.windows)
     policy = config.data.policy
-    about = asdict(policy), config.training.seq_len, _by_contig(trained), fingerprints(genome, trained)
+    trained_on = _by_contig(trained)
+    about = asdict(policy), config.training.seq_len, trained_on, fingerprints(genome, trained_on)
     counters = None
     if saved is not None:
         copy_tensors(model, saved.model, str(out / "checkpoints"))

@@ -54,6 +54,11 @@ DISTANCE_MEANING = (
     "Euclidean distance between the mean vectors, after the final norm, of ALT and the right flank and of REF and the right "
     "flank; same contexts as {prefix}LLR"
 )
+DESCRIBED = {
+    "LLR": "log P(ALT", "LEN": "Bases of ALT minus bases of REF", "STATUS": "scored, or why not",
+    "DIST": "Euclidean distance between the mean vectors",
+}  # fmt: skip
+"""Words of our fields' descriptions that every version wrote."""
 COLUMNS = {"contig": str, "pos": int, "id": str, "ref": str, "alt": str}
 DEFAULT_PREFIX = "DM"
 STATUSES = (
@@ -119,40 +124,36 @@ class ScoreConfig:
         """Names of the fields that are ours under this prefix; what an earlier run put there goes."""
         return frozenset(self.prefix + kind for kind in ("LLR", "LEN", "DIST", "STATUS"))
 
-    def wrote(self, header: Sequence[str]) -> bool:
-        """Say whether a header tells of an earlier run of ours under this prefix."""
-        field = f"##INFO=<ID={self.prefix}LLR,"  # of before there was a line of our own
-        return any(
-            line.startswith(f"##dna-mamba=<ID={self.prefix},") or (line.startswith(field) and "log P(ALT" in line)
-            for line in header
-        )
-
-    def check_record(self, record: Variant) -> None:
-        """Refuse to write over a field of others that no header tells of.
+    def foreign(self, header: Sequence[str]) -> frozenset[str]:
+        """Give those of our names under which nothing of ours stands.
 
         Raises:
-            InputError: The record has a field of one of our names.
+            InputError: One of them is defined by others.
         """
-        info = record.columns[7]
-        if self.prefix in info and not self.replaced.isdisjoint(field.split("=")[0] for field in info.split(";")):
-            raise InputError(
-                f"{self.variants}, line {record.line}: INFO has a field under --prefix {self.prefix} that score did not write; "
-                f"choose another prefix"
-            )
-
-    def check_header(self, header: Sequence[str]) -> None:
-        """Refuse to write over fields of others.
-
-        Raises:
-            InputError: The header defines one of our names, and no line of ours says that it is ours.
-        """
-        ours = self.wrote(header)
+        ours = set()
         for line in header:
             name = line.removeprefix("##INFO=<ID=").split(",")[0] if line.startswith("##INFO=<ID=") else ""
-            if name in self.replaced and not ours:
+            if name not in self.replaced:
+                continue
+            if DESCRIBED[name.removeprefix(self.prefix)] not in line:
                 raise InputError(
                     f"{self.variants} has a field {name} of its own, which --prefix {self.prefix} would write over; choose "
                     f"another prefix"
+                )
+            ours.add(name)
+        return self.replaced - ours
+
+    def check_info(self, info: str, foreign: frozenset[str], line: int) -> None:
+        """Refuse to write over fields that no run of ours wrote.
+
+        Raises:
+            InputError: There is one.
+        """
+        for name in foreign:
+            if name in info and any(field.split("=")[0] == name for field in info.split(";")):
+                raise InputError(
+                    f"{self.variants}, line {line}: INFO has a field {name} that score did not write, and would write over "
+                    f"under --prefix {self.prefix}; choose another prefix"
                 )
 
 
@@ -221,16 +222,18 @@ class _Survey:
 
     def read_file(self, reader: VcfReader) -> None:
         """Take in all records of a file; see `read`."""
-        foreign = not self.config.wrote(reader.header)
+        is_vcf = format_of(self.config.out) in (".vcf", ".vcf.gz")
+        foreign = self.config.foreign(reader.header) if is_vcf else frozenset()
         for block in reader.blocks():
             before = 0
+            if any(name.encode() in block.text for name in foreign):
+                for number, (start, end) in enumerate(block.info.tolist()):
+                    info = block.text[start:end].decode("utf-8", "surrogateescape")
+                    self.config.check_info(info, foreign, block.first_line + number)
             for number in np.flatnonzero(block.kinds == SLOW).tolist():
                 self.statuses += OF_KIND[block.kinds[before:number]].tobytes()
                 before = number + 1
-                record = reader.record(block, number)
-                if foreign:
-                    self.config.check_record(record)
-                self._take(record)
+                self._take(reader.record(block, number))
             self.statuses += OF_KIND[block.kinds[before:]].tobytes()
             self.num_records += len(block)
         self._judge()
@@ -342,7 +345,6 @@ def run(
     check_is_no_input(config.out, config.variants, config.genome)
     check_writable(config.out)
     reader = VcfReader(config.variants, warn)
-    config.check_header(reader.header)
     before = config.variants.stat()
     genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
     survey = _Survey(config, genome)
@@ -596,7 +598,7 @@ def _write_vcf(config: ScoreConfig, reader: VcfReader, found: _Found) -> None:
 
 def _texts(config: ScoreConfig, reader: VcfReader, found: _Found) -> Iterator[bytes]:
     """Give the records with what was found in their INFO, in pieces of whole lines."""
-    replaced, names, foreign = config.replaced, config.names, not config.wrote(reader.header)
+    replaced, names = config.replaced, config.names
 
     def added(status: str) -> bytes:
         values = ("." if name != names[-1] else status for name in names)
@@ -614,8 +616,6 @@ def _texts(config: ScoreConfig, reader: VcfReader, found: _Found) -> Iterator[by
             lines: list[str] = []
             while at < len(block) and (block.kinds[at] == SLOW or not lines):
                 record = reader.record(block, at)
-                if foreign:
-                    config.check_record(record)
                 some = found.of(record)
                 lines.append(with_info(record, _fields(config, some) if record.alts else [], replaced))
                 at += 1

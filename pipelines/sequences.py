@@ -116,7 +116,7 @@ def read_piece(genome: GenomeStore, interval: Interval, start: int, end: int) ->
 
 
 class Reached:
-    """Turns places that a pass has reached into steps; a pass over the other strand begins at its own first base.
+    """Turns places that a pass has reached into steps; another pass begins where a lower place is reached.
 
     Args:
         on_bases: Takes bases done since the last call and bases in all.

@@ -250,7 +250,7 @@ def run(
         path.mkdir()
         _write(config, path, tuple(loci), ends, events, substitutions_of, indels_of, divergence_of)
 
-    whole_directory(out, write)
+    whole_directory(out, write, "--out")
     return SimulateResult(
         out=out,
         contigs=tuple(loci),

@@ -1,12 +1,12 @@
 """Tables of rows as text or Parquet: the ending of the file says which, and the schema is one whatever the rows are."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dna_mamba.data.unpack import printable_text
+from dna_mamba.files import write_rows_as_text
 
 FORMATS = (".tsv", ".parquet")
 ROWS_AT_ONCE = 1 << 16
@@ -23,13 +23,10 @@ def write_rows(path: Path, kinds: Mapping[str, type], rows: Iterable[Sequence[An
     if path.suffix == ".parquet":
         _write_parquet(path, kinds, rows)
         return
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow(kinds)
-        table.writerows(
-            tuple("." if cell is None else f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row)
-            for row in rows
-        )
+    cells = (
+        ["." if cell is None else f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row] for row in rows
+    )
+    write_rows_as_text(path, kinds, cells)
 
 
 def _write_parquet(path: Path, kinds: Mapping[str, type], rows: Iterable[Sequence[Any]]) -> None:

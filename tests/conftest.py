@@ -113,9 +113,11 @@ def _zygote() -> Any:
     return process
 
 
-def dna_mamba(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def dna_mamba(
+    *arguments: str | Path, cwd: Path | None = None, forked: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own: a fork where that is the same, which starts in milliseconds."""
-    if set(environment) <= {"COLUMNS"} and not torch.cuda.is_available():
+    if forked and set(environment) <= {"COLUMNS"} and not torch.cuda.is_available():
         return _zygote().completed(*arguments, cwd=cwd or Path.cwd(), **{**os.environ, **environment})
     path = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
     return subprocess.run(

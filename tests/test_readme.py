@@ -49,5 +49,5 @@ def test_every_command_runs(tmp_path):
                 )
                 words = [*words[:1], option, value, *words[1:]]
             words = [w for w in words if w != "--overwrite"]
-        done = dna_mamba(*words, cwd=tmp_path)
+        done = dna_mamba(*words, cwd=tmp_path, forked=False)  # as a user starts it
         assert done.returncode == 0, (command, done.stderr)

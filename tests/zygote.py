@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,9 @@ class Zygote:
         """Run a command to its end, and give what `subprocess.run` would."""
         child = self.start(*words, **options)
         code = child.wait(600)
-        assert code is not None, "it takes too long"
+        if code is None:
+            child.kill()
+            raise TimeoutError(f"{words} take too long")
         return subprocess.CompletedProcess(list(map(str, words)), code, child.out.read_text(), child.stderr)
 
     def close(self) -> None:
@@ -147,6 +150,7 @@ def _fork(request: dict[str, Any]) -> int:
         from dna_mamba.cli import main
 
         main()
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as a process of its own would
         code = 0
     except SystemExit as stopped:
         code = int(stopped.code or 0)

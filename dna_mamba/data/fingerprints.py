@@ -1,62 +1,66 @@
-"""Contigs known again by a piece of their bases: names differ between copies of one assembly, and are shared by species."""
+"""Contigs known again by pieces of their bases: names differ between copies of one assembly, and are shared by species."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from dna_mamba.data.genome import GenomeStore
-from dna_mamba.data.intervals import Interval, subtract
+from dna_mamba.data.intervals import Interval
 
-FINGERPRINT_BASES = 1024
-FEWEST_BASES = 32
-MOST_COMPARED = 100_000
-"""Pairs of contigs; beyond it a contig is looked for under its own name alone."""
-Fingerprint = tuple[int, int, str]
-"""Start and end of a piece of a contig without N (0-based, end excluded), and the SHA-256 of its upper-case letters."""
-
-
-def _letters(genome: GenomeStore, contig: str, start: int, end: int) -> str | None:
-    """Give a piece; none if the contig is too short or holds N there, so that nothing can be compared."""
-    if genome.contig(contig).length < end:
-        return None
-    letters = genome.fetch(Interval(contig, start, end)).upper()
-    return None if "N" in letters else letters
+PIECE_BASES = 64
+PLACES = (0, *(round(PIECE_BASES * 1.5**k) for k in range(24)), *(megabase * 2**20 for megabase in range(1, 1 << 12)))
+"""First bases of the pieces, the same for every contig: a contig of 7 Mb has 31, one of 200 bases has 3."""
+FEWEST_TRIPLETS = 16
+"""Different words of three letters in a piece; repeats of few letters stand in many contigs."""
+DIGITS = 12
+"""Of the SHA-256 of a piece, in hexadecimal."""
+SAME_SHARE = 0.5
+"""Of the pieces that two contigs can be compared by. One base in a thousand differs between two people, so 94 % of the pieces
+of one are found in the other."""
 
 
-def _sha256(letters: str) -> str:
-    return hashlib.sha256(letters.encode()).hexdigest()
+class Matches(NamedTuple):
+    """Which contigs of a genome are those of which fingerprints were taken."""
+
+    same: dict[str, list[str]]
+    """By the names that these had: contigs with their bases, whatever they are called."""
+    other: frozenset[str]
+    """Names of contigs that are there, with other bases at all places that can be compared."""
 
 
-def fingerprints(genome: GenomeStore, intervals: Sequence[Interval]) -> dict[str, Fingerprint]:
-    """Give a fingerprint of each contig: the middle of the longest known stretch of the first interval that has one."""
-    found: dict[str, Fingerprint] = {}
-    for interval in intervals:
-        if interval.contig in found:
-            continue
-        starts, ends = genome.n_runs(interval.contig)
-        runs = [Interval(interval.contig, *run) for run in zip(starts.tolist(), ends.tolist(), strict=True)]
-        known = subtract([interval], runs)
-        if not known:
-            continue
-        longest = max(known, key=len)
-        start = longest.start + max(0, len(longest) - FINGERPRINT_BASES) // 2  # ends of contigs are repeats
-        end = min(longest.end, start + FINGERPRINT_BASES)
-        letters = _letters(genome, interval.contig, start, end)
-        if end - start >= FEWEST_BASES and letters is not None:
-            found[interval.contig] = start, end, _sha256(letters)
+def _pieces(genome: GenomeStore, contig: str) -> dict[str, str]:
+    """Hash the pieces of a contig, by number of their place; those with N or of few letters are left out."""
+    found = {}
+    length = genome.contig(contig).length
+    for number, start in enumerate(PLACES):
+        if start + PIECE_BASES > length:
+            break
+        letters = genome.fetch(Interval(contig, start, start + PIECE_BASES)).upper()
+        if "N" not in letters and len({letters[i : i + 3] for i in range(PIECE_BASES - 2)}) >= FEWEST_TRIPLETS:
+            found[str(number)] = hashlib.sha256(letters.encode()).hexdigest()[:DIGITS]
     return found
 
 
-def same_contigs(genome: GenomeStore, known: Mapping[str, Fingerprint]) -> dict[str, list[str]]:
-    """Name the contigs of a genome that have the fingerprints, by the names that these had.
+def fingerprints(genome: GenomeStore, contigs: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Give the fingerprints of contigs: the hash of each piece by number of its place."""
+    return {contig: _pieces(genome, contig) for contig in dict.fromkeys(contigs)}
 
-    A fingerprint is left out where nothing can be said: no contig has it, and the one of its own name lacks these bases.
-    """
-    everywhere = len(known) * len(genome.contigs) <= MOST_COMPARED
-    found: dict[str, list[str]] = {}
-    for name, (start, end, sha256) in known.items():
-        candidates = genome.contigs if everywhere else [one for one in (name,) if one in genome.contigs]
-        pieces = {one: _letters(genome, one, start, end) for one in candidates}
-        same = [one for one, letters in pieces.items() if letters is not None and _sha256(letters) == sha256]
-        if same or name not in pieces or pieces[name] is not None:
-            found[name] = same
-    return found
+
+def same_contigs(genome: GenomeStore, known: Mapping[str, Mapping[str, str]]) -> Matches:
+    """Find contigs by their fingerprints, in time that grows with their number."""
+    holders = defaultdict(list)
+    for name, pieces in known.items():
+        for piece in pieces.items():
+            holders[piece].append(name)
+    same: dict[str, list[str]] = defaultdict(list)
+    other = set()
+    for contig in genome.contigs:
+        pieces = _pieces(genome, contig)
+        matches = Counter(name for piece in pieces.items() for name in holders.get(piece, ()))
+        for name, number in matches.items():
+            if number >= SAME_SHARE * len(pieces.keys() & known[name].keys()):
+                same[name].append(contig)
+        if contig in known and not matches[contig] and pieces.keys() & known[contig].keys():
+            other.add(contig)
+    return Matches(dict(same), frozenset(other - same.keys()))

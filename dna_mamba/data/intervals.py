@@ -180,9 +180,19 @@ def merge(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def each_base_once(intervals: Sequence[Interval]) -> list[Interval]:
-    """Merge intervals where some overlap; those that do not stay as they are, in their order."""
-    merged = merge(intervals)
-    return list(intervals) if sum(map(len, merged)) == sum(map(len, intervals)) else merged
+    """Merge intervals that overlap; those that touch or stand alone stay as they are, in their order."""
+    place = {}
+    group: list[int] = []
+    end = 0
+    for number in sorted(range(len(intervals)), key=lambda n: (intervals[n].contig, intervals[n].start)):
+        one = intervals[number]
+        if not group or one.contig != intervals[group[0]].contig or one.start >= end:
+            group, end = [], one.end
+        group.append(number)
+        end = max(end, one.end)
+        first = intervals[group[0]]
+        place[group[0]] = one if len(group) == 1 else Interval(first.contig, first.start, end)
+    return [place[number] for number in sorted(place)]
 
 
 def subtract(intervals: Iterable[Interval], holes: Iterable[Interval]) -> list[Interval]:

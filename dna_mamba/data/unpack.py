@@ -127,6 +127,8 @@ def check_encoding(path: Path, data: bytes) -> None:
     Raises:
         InputError: It begins with the byte-order mark of UTF-16 or UTF-32.
     """
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        raise InputError(f"{path} is UTF-32 text; save it as UTF-8")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path} is UTF-16 text; save it as UTF-8")
 
@@ -140,10 +142,14 @@ def open_text(
     for writing.
 
     Raises:
-        InputError: It is UTF-16 text.
+        InputError: It is UTF-16 or UTF-32 text.
     """
     stream: Any = open_unpacked(path)
-    check_encoding(path, stream.peek(2))
+    try:
+        check_encoding(path, stream.peek(4))
+    except BaseException:
+        stream.close()
+        raise
     text: Any = io.TextIOWrapper(stream, encoding=encoding, newline=newline, errors=errors)
     text._CHUNK_SIZE = TEXT_CHUNK  # 8 kB at a time takes twice as long
     return text

@@ -225,7 +225,7 @@ class DnaMamba(nn.Module):
     """Longest window that it was trained on, where it was loaded from a directory that says so."""
     trained_on: dict[str, list[list[int]]] | None = None
     """Intervals that it was trained on by contig ([start, end], 0-based, end excluded), where that is known."""
-    fingerprints: dict[str, tuple[int, int, str]] | None = None
+    fingerprints: dict[str, dict[str, str]] | None = None
     """What each of these contigs is known again by: see `dna_mamba.data.fingerprints`."""
 
     def __init__(self, config: BackboneConfig):

@@ -158,21 +158,35 @@ class PositionLosses(NamedTuple):
 def _windows_with_bases(
     genome: GenomeStore, intervals: Sequence[Interval], length: int, first_target: int, max_bases: int | None
 ) -> list[tuple[str, int]]:
-    """Give windows of intervals with a base to score; of more than `max_bases`, some that are spread over the intervals."""
-    starts_of = []
+    """Give windows of intervals with a base to score; of more than `max_bases`, some that are spread over the intervals.
+
+    Windows are counted, not listed: those without a base are the ones whose targets lie in one run of N.
+    """
+    skipped = []  # by interval: first numbers of windows without a base in a row, and how many
+    numbers = []
     for interval in intervals:
-        starts = np.arange(interval.start, interval.end - length + 1, length)
-        known = length - first_target - genome.count_n(interval.contig, starts + first_target, starts + length)
-        starts_of.append(starts[known > 0])
-    ends = np.cumsum([len(starts) for starts in starts_of])
-    number = int(ends[-1]) if len(ends) else 0
-    chosen = np.arange(number)
-    if max_bases is not None and number * length > max_bases:
-        chosen = np.unique(np.linspace(0, number - 1, max(1, max_bases // length)).astype(int))
-    numbers = np.searchsorted(ends, chosen, side="right").tolist()
-    return [
-        (intervals[k].contig, int(starts_of[k][n - ends[k]])) for n, k in zip(chosen.tolist(), numbers, strict=True)
-    ]
+        number = len(interval) // length
+        starts, ends = genome.n_runs(interval.contig)
+        here = slice(np.searchsorted(ends, interval.start, side="right"), np.searchsorted(starts, interval.end))
+        starts, ends = starts[here], ends[here]
+        firsts = np.maximum(0, -((interval.start + first_target - starts) // length))
+        lasts = np.minimum(number - 1, (ends - length - interval.start) // length)
+        some = lasts >= firsts
+        skipped.append((firsts[some], (lasts - firsts + 1)[some]))
+        numbers.append(number - int(skipped[-1][1].sum()))
+    ends_of = np.cumsum(numbers, dtype=np.int64)
+    total = int(ends_of[-1]) if numbers else 0
+    if max_bases is not None and total * length > max_bases:
+        chosen = np.unique(np.linspace(0, total - 1, max(1, max_bases // length)).astype(np.int64))
+    else:
+        chosen = np.arange(total)
+    found: list[tuple[str, int]] = []
+    for interval, (firsts, counts), number, end in zip(intervals, skipped, numbers, ends_of.tolist(), strict=True):
+        ranks = chosen[np.searchsorted(chosen, end - number) : np.searchsorted(chosen, end)] - (end - number)
+        before = np.concatenate([[0], np.cumsum(counts)])
+        windows = ranks + before[np.searchsorted(firsts - before[:-1], ranks, side="right")]
+        found += [(interval.contig, start) for start in (interval.start + windows * length).tolist()]
+    return found
 
 
 @torch.no_grad()

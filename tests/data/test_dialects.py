@@ -220,11 +220,21 @@ def test_a_table_with_two_columns_of_sequences_is_refused(header, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.filterwarnings("error::ResourceWarning")
 @pytest.mark.parametrize("read, text", [
     (read_csv, "name,sequence\nx,ACGT\n"), (read_bed, "a\t1\t2\n"), (lambda path: read_vcf(path), "##fileformat=VCFv4.2\n"),
     (lambda path: build([path], path.with_suffix(".dna")), ">a\nACGT\n"),
 ], ids=["csv", "bed", "vcf", "fasta"])  # fmt: skip
 def test_utf_16_is_told_for_what_it_is(read, text, encoding, tmp_path):
     (tmp_path / "x.txt").write_bytes(text.encode(encoding))
-    with pytest.raises(InputError, match="UTF-16"):
+    with pytest.raises(InputError, match=encoding.upper()):
         read(tmp_path / "x.txt")
+
+
+def test_a_table_that_is_no_text_or_holds_other_letters_is_told_so(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"\x00\x01\xff,sequence\n")
+    with pytest.raises(InputError, match="is not text"):
+        read_csv(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_bytes("sequence\nACGé\n".encode("latin-1"))
+    with pytest.raises(InputError, match="row 2: .*'é' at position 4"):
+        read_csv(tmp_path / "x.csv")

@@ -246,6 +246,18 @@ def test_another_epsilon_is_obeyed_and_what_is_off_is_read(tmp_path):
     assert from_pretrained(tmp_path / "ours")[0].config.norm_eps == 0.5
 
 
+@pytest.mark.parametrize(
+    "values", [{"fingerprints": {"a": 5}}, {"fingerprints": 3}, {"trained_on": {"a": [[1, "x"]]}}], ids=str
+)
+def test_a_side_file_that_says_nonsense_is_refused_before_anything_is_written(values, tmp_path):
+    export_model(ExportConfig(model=Path("human-4x64"), format="transformers", out=tmp_path / "c"))
+    (side,) = [path for path in (tmp_path / "c").glob("*.json") if path.name != "config.json"]
+    side.write_text(json.dumps(json.loads(side.read_text()) | values))
+    with pytest.raises(InputError, match=next(iter(values))):
+        import_model(ImportConfig(checkpoint=tmp_path / "c", out=tmp_path / "ours"))
+    assert not (tmp_path / "ours").exists()
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "mamba.", "module.model."])
 def test_names_in_a_wrapper_are_found(prefix, tmp_path):
     tensors = torch.load(OFFICIAL / "pytorch_model.bin", map_location="cpu", weights_only=True)

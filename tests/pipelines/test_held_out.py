@@ -16,6 +16,7 @@ from dna_mamba.data.markov import MarkovModels
 from dna_mamba.data.splits import split_from_regions
 from dna_mamba.data.windows import plan_windows, read_by
 from dna_mamba.errors import InputError
+from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
 from dna_mamba.pipelines import audit, evaluate, presets, pretrain
 from dna_mamba.pipelines.simulate import SimulateConfig
 from dna_mamba.pipelines.simulate import preset as simulation_preset
@@ -168,12 +169,23 @@ def test_training_sequence_is_known_again_by_its_bases_and_not_by_its_name(place
     (tmp_path / "alone").mkdir()
     (tmp_path / "run" / "model").rename(tmp_path / "alone" / "model")
     t = genome.fetch(Interval("t", 0, 40_000))
-    cases = {  # contigs of another genome, and how many of the first 5,000 bases of the first trained the model
-        "renamed": ({"NC_1.1": t.lower()}, 5000, "known again by their sequence"),
-        "other": ({"t": random_letters(40_000, 77)}, 0, ""),
-        "both": ({"t": random_letters(40_000, 77), "chrt": t}, 0, ""),
-        "a piece, padded": ({"t": t[:6000] + "N" * 34_000}, 5000, "by the names and places of contigs alone"),
-        "a piece, short": ({"t": t[:6000]}, 5000, "by the names and places of contigs alone"),
+    snps = "".join("ACGT"["ACGT".index(base) - 1] if place % 1000 == 7 else base for place, base in enumerate(t))
+    unlike, names, bases = (
+        random_letters(40_000, 77),
+        "by the names and places of contigs alone",
+        "known again by their sequence",
+    )
+    cases = {  # contigs of another genome, how many of the first 5,000 bases of the first trained the model, and what is said
+        "renamed": ({"NC_1.1": t.lower()}, 5000, bases),
+        "renamed, among many": ({"NC_1.1": t, **{f"s{i}": random_letters(100, i) for i in range(400)}}, 5000, bases),
+        "renamed and cut": ({"NC_1.1": t[:6000]}, 5000, bases),
+        "another person": ({"t": snps}, 5000, bases),
+        "another person, renamed": ({"NC_1.1": snps}, 5000, bases),
+        "stranger": ({"NC_1.1": unlike}, 0, ""),
+        "swapped": ({"t": unlike, "chrt": t}, 0, ""),
+        "another species": ({"t": unlike}, None, "trained on contigs named t, which hold other bases here"),
+        "moved": ({"t": "A" + t}, None, "trained on contigs named t, which hold other bases here"),
+        "nothing to compare": ({"t": "N" * 100 + "AC" * 3000}, 4900, names),
     }
     for number, (contigs, expected, words) in enumerate(cases.values()):
         fasta = tmp_path / f"{number}.fa"
@@ -185,10 +197,18 @@ def test_training_sequence_is_known_again_by_its_bases_and_not_by_its_name(place
             regions=(f"{next(iter(contigs))}:1-5000",),
             device="cpu",
         )
-        assert evaluate.run(config, warn=said.append).trained == expected
-        assert any(words in one for one in said) if expected else not any("was trained on" in one for one in said)
+        assert evaluate.run(config, warn=said.append).trained == expected, words
+        assert any(words in one for one in said) if words else not any("train" in one for one in said)
         if "chrt" in contigs:
             assert evaluate.run(replace(config, regions=("chrt:1-5000",))).trained == 5000
+    model, policy = from_pretrained(tmp_path / "alone" / "model")
+    save_pretrained(model, tmp_path / "old", policy, 256, model.trained_on)  # of before there were fingerprints
+    for name, expected in (("t", 5000), ("NC_1.1", None)):
+        (tmp_path / "old.fa").write_text(f">{name}\n{t}\n")
+        config = evaluate.EvaluateConfig(
+            model=tmp_path / "old", genome=str(tmp_path / "old.fa"), regions=(f"{name}:1-5000",), device="cpu"
+        )
+        assert evaluate.run(config).trained == expected
 
 
 def test_bases_in_several_regions_or_rows_are_scored_once(place, tmp_path):
@@ -203,8 +223,10 @@ def test_bases_in_several_regions_or_rows_are_scored_once(place, tmp_path):
     config = replace(base, regions=(), split_file=tmp_path / "s.bed")
     assert evaluate.run(config, warn=said.append).scores.total == once.scores.total
     assert any("rows of test overlap; 100 bases" in words for words in said)
-    touching = [Interval("w", 50, 60), Interval("w", 0, 50)]
+    touching = [Interval("w", 50, 60), Interval("w", 0, 50), Interval("a", 7, 9)]
     assert each_base_once(touching) == touching
+    more = [*touching, Interval("w", 55, 58), Interval("w", 40, 41), Interval("w", 58, 70)]
+    assert each_base_once(more) == [Interval("w", 50, 70), Interval("w", 0, 50), Interval("a", 7, 9)]
 
 
 def test_equal_sequence_at_another_place_is_found_by_audit(tmp_path):

@@ -17,11 +17,12 @@ from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import save_pretrained
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.pipelines.score_variants import ScoreConfig, run
+from dna_mamba.pipelines.score_variants import DESCRIBED, ScoreConfig, run
 
 HEADER = (
-    '##fileformat=VCFv4.2\n##dna-mamba=<ID=DM,Of="an earlier run">\n##INFO=<ID=AF,Number=A,Type=Float,Description="x">\n'
-    "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\tS\n"
+    "##fileformat=VCFv4.2\n"
+    + "".join(f'##INFO=<ID=DM{name},Number=A,Type=String,Description="{words}">\n' for name, words in DESCRIBED.items())
+    + '##INFO=<ID=AF,Number=A,Type=Float,Description="x">\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\tS\n'
 )
 
 
@@ -144,7 +145,7 @@ def test_a_ref_that_is_not_in_the_genome_stops_before_anything_is_scored(place, 
     vcf = write_vcf(tmp_path / "v.vcf", rows)
     config = {"model": folder / "model", "variants": vcf, "genome": str(folder / "g.dna"), "out": tmp_path / "o.tsv"}
     words = (
-        r"line 6 \(c1:100\): REF is ., the genome has .; 1 of 8 records \(12.5%\) do not fit .*\(is it another assembly"
+        r"line 9 \(c1:100\): REF is ., the genome has .; 1 of 8 records \(12.5%\) do not fit .*\(is it another assembly"
     )
     with pytest.raises(InputError, match=words):
         run(ScoreConfig(**config))
@@ -209,7 +210,6 @@ def test_scores_of_an_earlier_run_go_and_a_gap_in_the_genome_is_ambiguous(place,
     vcf = write_vcf(tmp_path / "v.vcf", sorted(rows, key=lambda r: r[1]))
     added = (
         "##contig=<ID=c1>",
-        '##INFO=<ID=DMDIST,Number=A,Type=Float,Description="x">',
         '##INFO=<ID=DB,Number=0,Type=Flag,Description="d">',
     )
     added = (*added, '##FORMAT=<ID=GT,Number=1,Type=String,Description="g">', '##FILTER=<ID=PASS,Description="p">')
@@ -374,18 +374,37 @@ def test_a_second_prefix_keeps_the_first_scores_and_the_header_says_how_they_wer
 @pytest.mark.parametrize(
     "alt, info", [("N", "DMLLR=7.5;Z=1"), ("<DEL>", "Z=1;DMSTATUS=x"), ("*", "DMLEN"), (".", "DMDIST=1")]
 )
-@pytest.mark.parametrize("header", ["", '##INFO=<ID=DMLLR,Number=1,Type=Float,Description="of another tool">\n'])
-def test_a_field_of_others_under_our_names_is_never_lost(alt, info, header, place, tmp_path):
+@pytest.mark.parametrize("header", ["", '##INFO=<ID={},Number=1,Type=Float,Description="of another tool">\n'])
+def test_a_field_of_others_under_our_names_is_never_lost(alt, info, header, place, tmp_path, monkeypatch):
     folder, _, letters = place
     base = letters[99]
-    text = f"##fileformat=VCFv4.2\n{header}#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\nc1\t100\t.\t{base}\t{alt}\t.\t.\t{info}\n"
+    name = next(field for field in info.split(";") if field.startswith("DM")).split("=")[0]
+    text = (
+        f"##fileformat=VCFv4.2\n{header.format(name)}#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+        f"c1\t50\t.\t{letters[49]}\t{other(letters[49])}\t.\t.\tXDMLLR=1\nc1\t100\t.\t{base}\t{alt}\t.\t.\t{info}\n"
+    )
     (tmp_path / "v.vcf").write_text(text)
-    config = {"model": folder / "model", "genome": str(folder / "g.dna"), "variants": tmp_path / "v.vcf"}
-    with pytest.raises(InputError, match="choose another prefix"):
-        run(ScoreConfig(out=tmp_path / "o.vcf", **config))
-    assert not (tmp_path / "o.vcf").exists()
+    config = {"model": folder / "model", "genome": str(folder / "g.dna"), "variants": tmp_path / "v.vcf", "right": 5}
+    run(ScoreConfig(out=tmp_path / "t.tsv", **config))  # which carries no INFO
     run(ScoreConfig(out=tmp_path / "p.vcf", prefix="OUR", **config))
     assert info in (tmp_path / "p.vcf").read_text()
+    monkeypatch.setattr("dna_mamba.pipelines.score_variants._score", None)  # it is told before anything is scored
+    with pytest.raises(InputError, match=f"field {name} .*choose another prefix"):
+        run(ScoreConfig(out=tmp_path / "o.vcf", **config))
+    assert not (tmp_path / "o.vcf").exists()
+
+
+def test_a_field_of_others_beside_scores_of_an_earlier_run_is_never_lost(place, tmp_path):
+    folder, _, letters = place
+    vcf = write_vcf(tmp_path / "v.vcf", [("c1", 100, "x", letters[99], other(letters[99]), "AF=0.1")])
+    config = {"model": folder / "model", "genome": str(folder / "g.dna"), "right": 5}
+    run(ScoreConfig(variants=vcf, out=tmp_path / "a.vcf", prefix="DQ", **config))
+    text = (tmp_path / "a.vcf").read_text().replace("AF=0.1;", "AF=0.1;DQDIST=99;")
+    for added in ("", '##INFO=<ID=DQDIST,Number=1,Type=Float,Description="of another tool">\n'):
+        (tmp_path / "b.vcf").write_text(text.replace("#CHROM", added + "#CHROM"))
+        with pytest.raises(InputError, match="field DQDIST"):
+            run(ScoreConfig(variants=tmp_path / "b.vcf", out=tmp_path / "c.vcf", prefix="DQ", **config))
+    run(ScoreConfig(variants=tmp_path / "a.vcf", out=tmp_path / "c.vcf", prefix="DQ", **config))
 
 
 def test_tables_have_one_schema_whatever_the_rows(place, tmp_path):

@@ -131,13 +131,42 @@ def test_the_interval_of_a_context_row_is_that_of_a_ratio_over_windows(model, ge
     assert (row.low, row.high) == pytest.approx((middle - 1.96 * error, middle + 1.96 * error), rel=1e-4)
 
 
-def test_windows_of_a_large_region_are_chosen_without_listing_them_all(tmp_path):
+def test_windows_with_a_base_are_those_that_listing_all_finds(tmp_path):
+    generator = np.random.default_rng(0)
+    letters = "".join("N" * n if i % 2 else random_letters(n, i) for i, n in enumerate(generator.integers(1, 40, 60)))
+    (tmp_path / "x.fa").write_text(f">v\n{letters}\n>w\n{'N' * 50}\n")
+    genome = build([tmp_path / "x.fa"], tmp_path / "x.dna")
+    for _ in range(300):
+        length, first = int(generator.integers(2, 20)), int(generator.integers(0, 2))
+        cuts = np.unique(generator.integers(0, len(letters), 6)).tolist()
+        intervals = [Interval("v", start, end) for start, end in zip(cuts[::2], cuts[1::2], strict=False)] + [
+            Interval("w", 3, 47)
+        ]
+        expected = [
+            (one.contig, start)
+            for one in intervals
+            for start in range(one.start, one.end - length + 1, length)
+            if set(genome.fetch(Interval(one.contig, start + first, start + length))) != {"N"}
+        ]
+        assert _windows_with_bases(genome, intervals, length, first, None) == expected
+        some = _windows_with_bases(genome, intervals, length, first, 5 * length)
+        assert (
+            len(some) == min(5, len(expected))
+            and set(some) <= set(expected)
+            and some == sorted(some, key=expected.index)
+        )
+        assert not expected or (some[0], some[-1]) == (expected[0], expected[-1])
+
+
+def test_windows_of_a_large_region_take_no_memory_of_its_size(tmp_path):
     (tmp_path / "x.fa").write_text(f">v\n{random_letters(20_000, 5) * 100}\n")  # 2,000,000 bases
     genome = build([tmp_path / "x.fa"], tmp_path / "x.dna")
     genome.n_runs("v")
-    tracemalloc.start()
-    places = _windows_with_bases(genome, [Interval("v", 0, 9), Interval("v", 9, 2_000_000)], 2, 1, 1000)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(places) == 500 and peak < 120e6
-    assert places[0] == ("v", 0) and places[-1] == ("v", 2_000_000 - 3) and all(start % 2 for _, start in places[4:])
+    peaks = []
+    for bases in (20_000, 2_000_000):
+        tracemalloc.start()
+        places = _windows_with_bases(genome, [Interval("v", 0, 9), Interval("v", 9, bases)], 2, 1, 1000)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(places) == 500 and places[0] == ("v", 0) and all(start % 2 for _, start in places[4:])
+    assert peaks[1] < 2 * peaks[0], peaks

@@ -24,6 +24,8 @@ from dna_mamba.model.mixers.mamba import MambaConfig
 FORMAT_VERSION = 1
 TrainedOn = dict[str, list[list[int]]]
 """Intervals by contig: [start, end], 0-based, end excluded."""
+Fingerprints = dict[str, dict[str, str]]
+"""Hashes of pieces by contig, as `dna_mamba.data.fingerprints` gives them."""
 LANGUAGE_MODEL, CLASSIFIER = "dna-mamba", "dna-mamba-classifier"
 TIED = "lm_head.weight"
 
@@ -80,7 +82,7 @@ def save_pretrained(
     policy: dict[str, Any],
     trained_bases: int | None = None,
     trained_on: TrainedOn | None = None,
-    fingerprints: dict[str, tuple[int, int, str]] | None = None,
+    fingerprints: Fingerprints | None = None,
 ) -> None:
     """Write a model directory; each file is replaced whole.
 
@@ -94,7 +96,7 @@ def save_pretrained(
     """
     about: dict[str, Any] = {"policy": policy} | ({} if trained_bases is None else {"trained_bases": trained_bases})
     about |= {} if trained_on is None else {"trained_on": trained_on}
-    about |= {} if fingerprints is None else {"fingerprints": {name: list(one) for name, one in fingerprints.items()}}
+    about |= {} if fingerprints is None else {"fingerprints": fingerprints}
     _save(model, path, {"model_type": LANGUAGE_MODEL, "backbone": asdict(model.config), **about})
 
 
@@ -201,12 +203,17 @@ def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, A
         raise InputError(f"{where} lacks the policy (how N, strands and ends of windows were treated)")
     bases = config.get("trained_bases")
     model.trained_bases = bases if type(bases) is int else None
-    model.trained_on = _trained_on(config.get("trained_on"), where)
-    model.fingerprints = _fingerprints(config.get("fingerprints"), where)
+    model.trained_on = read_trained_on(config.get("trained_on"), where)
+    model.fingerprints = read_fingerprints(config.get("fingerprints"), where)
     return model.eval(), policy
 
 
-def _trained_on(values: Any, where: str) -> TrainedOn | None:
+def read_trained_on(values: Any, where: str) -> TrainedOn | None:
+    """Read the intervals of a training; none where there are none.
+
+    Raises:
+        InputError: They are something else than intervals by contig.
+    """
     if values is None:
         return None
     rows = [row for some in values.values() for row in some] if isinstance(values, dict) else [None]
@@ -215,17 +222,19 @@ def _trained_on(values: Any, where: str) -> TrainedOn | None:
     return values
 
 
-def _fingerprints(values: Any, where: str) -> dict[str, tuple[int, int, str]] | None:
+def read_fingerprints(values: Any, where: str) -> Fingerprints | None:
+    """Read the fingerprints of training contigs; none where there are none.
+
+    Raises:
+        InputError: They are something else than hashes of pieces by contig.
+    """
     if values is None:
         return None
-    found = {}
-    for name, row in values.items() if isinstance(values, dict) else [("", None)]:
-        match row:
-            case [int(start), int(end), str(sha256)] if 0 <= start < end:
-                found[name] = start, end, sha256
-            case _:
-                raise InputError(f"{where}: fingerprints must hold [start, end, SHA-256] for each contig")
-    return found
+    contigs = values.values() if isinstance(values, dict) else [None]
+    for pieces in contigs:
+        if not isinstance(pieces, dict) or not all(isinstance(text, str) for pair in pieces.items() for text in pair):
+            raise InputError(f"{where}: fingerprints must hold hashes of pieces for each contig")
+    return values
 
 
 def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceClassifier, dict[str, Any]]:
