@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from dna_mamba import signals
-from dna_mamba.errors import InputError, StoppedError, TerminatedError, printable
+from dna_mamba.errors import InputError, Interrupted, StoppedError, TerminatedError, printable
 
 app = App(
     name="dna-mamba",
@@ -1840,6 +1840,8 @@ def _run() -> None:
         _fail(" ".join(str(error).split()) + " See dna-mamba --help.", 2)
     except InputError as error:
         _fail(" ".join(str(error).split()), 2)
+    except Interrupted as error:
+        _fail(" ".join(str(error).split()), 128 + error.number)
     except StoppedError as error:
         _fail(" ".join(str(error).split()), 3)
     except MemoryError as error:
@@ -1856,9 +1858,6 @@ def _run() -> None:
         resume = "; a run that had begun goes on with --resume" if sys.argv[1:2] in (["pretrain"], ["finetune"]) else ""
         _fail(f"{what}{where}; {mend} and try again{resume}", 2)
     except Exception as error:
-        number = getattr(error, "number", None)
-        if type(error).__name__ == "Interrupted" and number is not None:
-            _fail(" ".join(str(error).split()), 128 + number)
         short = ("DefaultCPUAllocator", "can't start new thread")
         if any(words in str(error) for words in short) or type(error).__name__ == "OutOfMemoryError":
             _fail(f"{OUT_OF_MEMORY} ({str(error).strip().splitlines()[0][:200]}); {MEMORY_ADVICE}", 3)

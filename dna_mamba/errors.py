@@ -1,6 +1,7 @@
 """Errors that say whose fault it is."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,6 +35,14 @@ class TerminatedError(BaseException):
 
     def __init__(self, number: int):
         super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
+class Interrupted(Exception):
+    """A signal stopped a run after it was saved; the command line prints how to go on and exits with 128 + the signal."""
+
+    def __init__(self, number: int, out: Path, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; go on with --out {out} --resume")
         self.number = number
 
 

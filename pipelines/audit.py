@@ -10,9 +10,9 @@ from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, merge, shared_bases
 from dna_mamba.data.kmers import NONE, K, Kmers, contained, kmers_by_position, sampled
+from dna_mamba.data.selection import DataConfig, load_genome, load_split
 from dna_mamba.data.windows import known_bases, plan_windows, read_by
 from dna_mamba.errors import InputError
-from dna_mamba.pipelines.pretrain import DataConfig, load_genome, load_split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ import torch
 
 from dna_mamba.data.examples import giab_variants
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.selection import load_genome
 from dna_mamba.data.variants import allele_status, core_of, read_vcf
 from dna_mamba.data.vocabulary import A, tokens_of
 from dna_mamba.device import find_device
@@ -17,7 +18,6 @@ from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.generation import ACGT
 from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
-from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.score_variants import score_records
 from dna_mamba.pipelines.sequences import load_language_model
 

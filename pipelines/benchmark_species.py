@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dna_mamba.data.selection import load_genome
 from dna_mamba.errors import InputError
 from dna_mamba.files import write_json, write_text
 from dna_mamba.pipelines import finetune_species, simulate
 from dna_mamba.pipelines.class_metrics import Share
 from dna_mamba.pipelines.finetune_species import LengthResult
 from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig
-from dna_mamba.pipelines.pretrain import load_genome
 
 LEAK_CONFIDENCE = 0.99
 MARK = "benchmark.json"

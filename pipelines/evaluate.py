@@ -15,6 +15,7 @@ from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, each_base_once, subtract
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.samples import Stretch, sample
+from dna_mamba.data.selection import DEMO, TEST_BASES, DataConfig, load_genome, load_split
 from dna_mamba.data.windows import known_bases
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError, check_regular
@@ -24,7 +25,6 @@ from dna_mamba.model.checkpoints.native import SHIPPED, from_pretrained, shipped
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.config_files import read_config
 from dna_mamba.pipelines.hub import HUB_ID, from_hub
-from dna_mamba.pipelines.pretrain import DEMO, TEST_BASES, DataConfig, load_genome, load_split
 from dna_mamba.training.metrics import RegionScores, Score, loss_by_position, score_regions
 
 CONTEXT_BASES = 2**18

@@ -18,7 +18,7 @@ from dna_mamba import signals
 from dna_mamba.data.build import Progress
 from dna_mamba.data.labelled import LabelledWindows, Place, write_places
 from dna_mamba.device import find_device
-from dna_mamba.errors import InputError, StoppedError, TerminatedError, nearest
+from dna_mamba.errors import InputError, Interrupted, StoppedError, TerminatedError, nearest
 from dna_mamba.files import write_json, write_text
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import (
@@ -40,10 +40,9 @@ from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig, likeliho
 from dna_mamba.pipelines.oracle import attainable, counted, read_truth
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.planning import check_main_memory, choose_cut, this_gpu
-from dna_mamba.pipelines.pretrain import Interrupted
 from dna_mamba.pipelines.simulate import TRUTH
 from dna_mamba.training import checkpoint
-from dna_mamba.training.callbacks import newest_intact
+from dna_mamba.training.checkpoint import newest_intact
 from dna_mamba.training.finetuning import FinetuneConfig, FinetuneStep, finetune, probabilities
 from dna_mamba.training.language_model import MAX_SKIPPED_IN_A_ROW
 from dna_mamba.training.optimizer import OptimizerConfig

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from dna_mamba.data.build import Progress
+from dna_mamba.data.selection import load_genome
 from dna_mamba.data.vocabulary import T, tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
 from dna_mamba.model.generation import SamplingConfig, generate
-from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.sequences import load_language_model, warn_if_longer
 
 LINE = 60

@@ -11,13 +11,13 @@ import numpy as np
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.selection import load_genome
 from dna_mamba.data.vocabulary import A
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_writable
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
-from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.score_variants import check_context
 from dna_mamba.pipelines.sequences import Reached, load_language_model, read_piece
 from dna_mamba.pipelines.tables import FORMATS, write_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dna_mamba.files import WholeFile
-from dna_mamba.training.callbacks import read_metrics
+from dna_mamba.training.metrics_csv import read_metrics
 
 if TYPE_CHECKING:
     from dna_mamba.pipelines.evaluate import ContextRow

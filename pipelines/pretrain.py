@@ -5,13 +5,11 @@ import hashlib
 import json
 import logging
 import math
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +20,20 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer import trainer as lightning_trainer
 
-from dna_mamba.data.build import Progress, open_genome
+from dna_mamba.data.build import Progress
 from dna_mamba.data.datamodule import PretrainingData, TrainingSteps
 from dna_mamba.data.fingerprints import fingerprints
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, subtract
 from dna_mamba.data.length_warmup import Stage, lengths, plan_stages
 from dna_mamba.data.markov import MAX_ORDER, STRENGTHS, MarkovModels
-from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.samples import Stretch, sample
-from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
+from dna_mamba.data.selection import DEMO, TEST_BASES, DataConfig, load_genome, load_split
+from dna_mamba.data.splits import Split
 from dna_mamba.data.vocabulary import BASE_BITS
-from dna_mamba.data.windows import RULES, Windows, check_length, known_bases, plan_windows, read_by
+from dna_mamba.data.windows import Windows, check_length, known_bases, plan_windows, read_by
 from dna_mamba.device import find_device
-from dna_mamba.errors import InputError, StoppedError, nearest
+from dna_mamba.errors import InputError, Interrupted, StoppedError
 from dna_mamba.files import write_json, write_text
 from dna_mamba.kernels.dispatch import IMPLEMENTATIONS
 from dna_mamba.model.backbone import DnaMamba
@@ -59,46 +57,14 @@ from dna_mamba.pipelines.planning import (
     this_gpu,
 )
 from dna_mamba.training import checkpoint
-from dna_mamba.training.callbacks import RunRecorder, newest_intact, set_aside
+from dna_mamba.training.callbacks import RunRecorder
+from dna_mamba.training.checkpoint import newest_intact, set_aside
 from dna_mamba.training.language_model import Counters, LanguageModel
 from dna_mamba.training.metrics import RegionScores, Score, score_regions
 from dna_mamba.training.optimizer import OptimizerConfig
 
-TEST_BASES = 2**24
-"""Known bases of the test part that pretrain and evaluate score at most."""
 MARKOV_CHOICE_BASES = 2**22
 """Of validation, that the order and strength of Markov models are chosen on at most."""
-DEMO = "demo"
-"""Name of the genome that ships in the package."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """Which bases, in which windows."""
-
-    genome: str = DEMO
-    """FASTA, GenBank file or genome store; 'demo' is a piece of human chromosome 20 that ships in the package."""
-    rna: bool = False
-    """Read U of a file as T; otherwise it becomes N."""
-    split: str | None = None
-    """BED with CONTIG START END SPLIT."""
-    valid: tuple[str, ...] = ()
-    """Regions (1-based, as in samtools) or contigs held out for validation."""
-    test: tuple[str, ...] = ()
-    window_rule: str = "mamba"
-    max_n: float = 0.5
-    num_workers: int | None = None
-    """Processes that read windows; None is 2 on a GPU, where the next step is read while one is computed, and 0 on a CPU."""
-    policy: TokenPolicy = field(default_factory=TokenPolicy)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_n <= 1:
-            raise InputError(f"data: max_n {self.max_n} must lie between 0 and 1")
-        if not 0 <= (self.num_workers or 0) <= 1024:
-            raise InputError(f"data: num_workers {self.num_workers} must lie between 0 and 1024")
-        if self.window_rule not in RULES:
-            near = nearest(self.window_rule, RULES)
-            raise InputError(f"data: window rule {self.window_rule!r} is unknown{near}; choose {', '.join(RULES)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,56 +267,6 @@ class PretrainResult:
     loss_picture: Path
     best_plain_order: int | None
     best_interpolated_order: int | None
-
-
-class Interrupted(Exception):
-    """A signal stopped the run after it was saved."""
-
-    def __init__(self, number: int, out: Path, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; go on with --out {out} --resume")
-        self.number = number
-
-
-def demo_genome() -> Path:
-    """Give the path of the genome that ships in the package."""
-    return Path(str(resources.files("dna_mamba") / "assets" / "chr20.hg38.fa.gz"))
-
-
-def load_genome(
-    name: str, on_progress: Progress | None = None, warn: Callable[[str], None] | None = None, *, rna: bool = False
-) -> GenomeStore:
-    """Open the demo genome, a store, or a file that is packed into the cache; `rna` reads U of a file as T."""
-    return open_genome(demo_genome() if name == DEMO else Path(name), rna=rna, on_progress=on_progress, warn=warn)
-
-
-def load_split(genome: GenomeStore, data: DataConfig, warn: Callable[[str], None] | None = None) -> Split:
-    """Make the split that the configuration asks for.
-
-    Raises:
-        InputError: It cannot be made, asks for a BED and regions at once, or has a part without a base to score.
-    """
-    split = _make_split(genome, data, warn)
-    for name in ("valid", "test"):
-        part = split.part(name)
-        if part and not any(_has_target(genome, interval) for interval in part):
-            raise InputError(f"the {name} part has no base to score: A, C, G or T with a base before it; hold out more")
-    return split
-
-
-def _has_target(genome: GenomeStore, interval: Interval) -> bool:
-    num_targets = len(interval) - 1
-    starts, ends = np.array([interval.start + 1]), np.array([interval.end])
-    return num_targets > 0 and int(genome.count_n(interval.contig, starts, ends)[0]) < num_targets
-
-
-def _make_split(genome: GenomeStore, data: DataConfig, warn: Callable[[str], None] | None) -> Split:
-    if data.split is not None:
-        if data.valid or data.test:
-            raise InputError("--split and --valid or --test exclude each other; put all parts into the BED")
-        return split_from_bed(genome, Path(data.split), warn)
-    if data.valid or data.test:
-        return split_from_regions(genome, data.valid, data.test)
-    return default_split(genome)
 
 
 def resolve(config: PretrainConfig, machine: Machine | None = None) -> PretrainConfig:

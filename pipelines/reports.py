@@ -1,18 +1,19 @@
 """Results as text, tables and plain values."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from dna_mamba.pipelines.benchmark import BenchResult
-from dna_mamba.pipelines.evaluate import EvaluateResult
-from dna_mamba.pipelines.finetune_species import FinetuneSpeciesResult
-from dna_mamba.pipelines.pretrain import Plan, PretrainResult
-from dna_mamba.training.metrics import Score
+if TYPE_CHECKING:  # a report of one command loads nothing of another
+    from dna_mamba.pipelines.benchmark import BenchResult
+    from dna_mamba.pipelines.evaluate import EvaluateResult
+    from dna_mamba.pipelines.finetune_species import FinetuneSpeciesResult
+    from dna_mamba.pipelines.pretrain import Plan, PretrainResult
+    from dna_mamba.training.metrics import Score
 
 
-def plan_as_text(plan: Plan) -> str:
+def plan_as_text(plan: "Plan") -> str:
     """Say what a pretraining run will do."""
     config = plan.config
     stages: list[str] = []
@@ -68,7 +69,7 @@ def plan_as_text(plan: Plan) -> str:
     )
 
 
-def plan_as_dict(plan: Plan) -> dict[str, Any]:
+def plan_as_dict(plan: "Plan") -> dict[str, Any]:
     """Give the plan as plain values; memory in bytes."""
 
     def known(value: float) -> float | None:
@@ -120,7 +121,7 @@ def _duration(hours: float) -> str:
     return f"{hours * 60:.0f} min" if hours >= 1 / 30 else f"{hours * 3600:.0f} s"
 
 
-def pretrain_as_table(result: PretrainResult) -> Table:
+def pretrain_as_table(result: "PretrainResult") -> Table:
     """Show the model beside Markov models and a uniform guess, best first."""
     table = Table(title=f"{result.model.total.num_bases:,} held-out bases", title_justify="left")
     table.add_column("model")
@@ -135,7 +136,7 @@ def pretrain_as_table(result: PretrainResult) -> Table:
     return table
 
 
-def pretrain_as_text(result: PretrainResult) -> str:
+def pretrain_as_text(result: "PretrainResult") -> str:
     """Name the winner, list all Markov orders, and say where everything is."""
     lines = []
     if result.markov:
@@ -153,7 +154,7 @@ def pretrain_as_text(result: PretrainResult) -> str:
     return "\n".join(lines)
 
 
-def pretrain_as_dict(result: PretrainResult) -> dict[str, Any]:
+def pretrain_as_dict(result: "PretrainResult") -> dict[str, Any]:
     """Give the result as plain values."""
     return {
         "out": str(result.out),
@@ -166,10 +167,10 @@ def pretrain_as_dict(result: PretrainResult) -> dict[str, Any]:
     }
 
 
-def evaluation_as_dict(result: EvaluateResult) -> dict[str, Any]:
+def evaluation_as_dict(result: "EvaluateResult") -> dict[str, Any]:
     """Give the result as plain values; intervals are 0-based, end excluded."""
 
-    def score(value: Score) -> dict[str, Any]:
+    def score(value: "Score") -> dict[str, Any]:
         return {"bases": value.num_bases, "bits_per_base": value.bits_per_base, "perplexity": value.perplexity}
 
     return {
@@ -189,7 +190,7 @@ def evaluation_as_dict(result: EvaluateResult) -> dict[str, Any]:
     }
 
 
-def evaluation_as_tables(result: EvaluateResult) -> list[Table]:
+def evaluation_as_tables(result: "EvaluateResult") -> list[Table]:
     """Show the scores by kind of base, and by left context."""
     how = (
         "a sample, spread evenly, each base with its context"
@@ -223,12 +224,12 @@ def evaluation_as_tables(result: EvaluateResult) -> list[Table]:
     return [strata, context]
 
 
-def bench_as_dict(result: BenchResult) -> dict[str, Any]:
+def bench_as_dict(result: "BenchResult") -> dict[str, Any]:
     """Give the measurements as plain values."""
     return {"title": result.title, "hardware": result.hardware, "versions": result.versions, "rows": list(result.rows)}
 
 
-def bench_as_table(result: BenchResult) -> Table:
+def bench_as_table(result: "BenchResult") -> Table:
     """Show the measurements."""
     table = Table(title=result.title, title_justify="left", caption=result.hardware, caption_justify="left")
     for column in result.rows[0]:
@@ -238,12 +239,12 @@ def bench_as_table(result: BenchResult) -> Table:
     return table
 
 
-def finetune_as_dict(result: FinetuneSpeciesResult) -> dict[str, Any]:
+def finetune_as_dict(result: "FinetuneSpeciesResult") -> dict[str, Any]:
     """Give plain values."""
     return {"out": str(result.out), "labels": list(result.labels), "lengths": [asdict(one) for one in result.lengths]}
 
 
-def finetune_as_tables(result: FinetuneSpeciesResult) -> list[Table]:
+def finetune_as_tables(result: "FinetuneSpeciesResult") -> list[Table]:
     """Give a table a length."""
     tables = []
     for one in result.lengths:

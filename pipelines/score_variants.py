@@ -19,6 +19,7 @@ import numpy as np
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore, file_sha256
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.selection import load_genome
 from dna_mamba.data.variants import (
     Variant,
     VcfReader,
@@ -35,7 +36,6 @@ from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.evaluate import find_model
-from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.sequences import Reached, load_language_model, read_piece
 from dna_mamba.pipelines.tables import write_rows
 from dna_mamba.training.forks import Allele, AlleleScores, score_alleles

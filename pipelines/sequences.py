@@ -8,13 +8,13 @@ import numpy as np
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, read_bed
+from dna_mamba.data.selection import load_genome
 from dna_mamba.data.vocabulary import tokens_of_store
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import from_pretrained
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.evaluate import find_model
-from dna_mamba.pipelines.pretrain import load_genome
 
 Named = tuple[Interval, str]
 """A place and its name."""

@@ -11,10 +11,10 @@ import numpy as np
 from dna_mamba.data.build import Progress
 from dna_mamba.data.evolution import NONE, Lineage, MutationModel, evolve, plant
 from dna_mamba.data.mobile_elements import Copy, Source, make_copy, make_sources
+from dna_mamba.data.selection import load_genome
 from dna_mamba.data.vocabulary import BASE_BITS, STORE_N, letters_of_store
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.files import whole_directory, write_json, write_text
-from dna_mamba.pipelines.pretrain import load_genome
 
 MAX_BASES = 1 << 28
 """Longest input: every base of every lineage is held in memory with where it came from."""

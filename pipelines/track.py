@@ -16,6 +16,7 @@ from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, merge
 from dna_mamba.data.objectives import TokenPolicy
+from dna_mamba.data.selection import load_genome
 from dna_mamba.data.vocabulary import BASE_BITS, STORE_T
 from dna_mamba.data.windows import known_bases
 from dna_mamba.device import find_device
@@ -23,7 +24,6 @@ from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_writable
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
-from dna_mamba.pipelines.pretrain import load_genome
 from dna_mamba.pipelines.sequences import load_language_model, warn_if_longer
 from dna_mamba.training.metrics import stream_losses
 

@@ -22,7 +22,7 @@ import psutil
 
 from dna_mamba.files import write_json
 from dna_mamba.training import checkpoint
-from dna_mamba.training.callbacks import read_metrics
+from dna_mamba.training.metrics_csv import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE_SECONDS = 0.5

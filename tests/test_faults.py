@@ -26,7 +26,9 @@ from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, open_labelled
 from dna_mamba.training import checkpoint
-from dna_mamba.training.callbacks import SpikeDetector, read_metrics, set_aside
+from dna_mamba.training.callbacks import SpikeDetector
+from dna_mamba.training.checkpoint import set_aside
+from dna_mamba.training.metrics_csv import read_metrics
 from tests.bad_input.test_models import counters, resealed
 from tests.conftest import random_letters
 from tests.zygote import ORDINARY_USER, Zygote

@@ -81,3 +81,26 @@ import dna_mamba.kernels.selective_scan, dna_mamba.model.backbone
 assert 'numba' not in sys.modules, 'kernels'
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+READINGS = [
+    "embed human-4x64 x.fa -o v.npz", "score human-4x64 v.vcf --genome x.fa -o o.vcf", "mutate human-4x64 --genome x.fa --region a:5-9 -o m.tsv",
+    "track human-4x64 --genome x.fa -o t.bw", "generate human-4x64 --length 10", "evaluate human-4x64 --genome x.fa --region a:1-100 --json",
+    "genome build x.fa --out g.dna", "genome audit x.fa --seq-len 64",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["", *READINGS], ids=lambda command: command.split(" ")[0] or "load")
+def test_what_reads_a_model_loads_no_training_framework(command, tmp_path):
+    letters = "ACGTTGCAAC" * 4000
+    (tmp_path / "x.fa").write_text(f">a\n{letters}\n")
+    (tmp_path / "v.vcf").write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\na\t101\t.\tA\tG\n")
+    run = "from dna_mamba.cli import app; app(sys.argv[1:], result_action='return_value')"
+    code = f"""
+import sys
+{run if command else "import dna_mamba; dna_mamba.load('human-4x64', device='cpu')"}
+heavy = {{"lightning", "transformers", "torchmetrics", "matplotlib", "torch._dynamo", "sklearn", "pandas"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

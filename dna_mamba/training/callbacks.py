@@ -17,28 +17,14 @@ import lightning.pytorch as L
 import torch
 
 from dna_mamba import signals
-from dna_mamba.errors import InputError, TerminatedError
+from dna_mamba.errors import TerminatedError
 from dna_mamba.model.checkpoints.native import unshared_tensors
 from dna_mamba.progress import Line
 from dna_mamba.training import checkpoint
 from dna_mamba.training.language_model import LanguageModel, NotFiniteError, StepMetrics
 from dna_mamba.training.metrics import Score
+from dna_mamba.training.metrics_csv import COLUMNS, SPEED_COLUMNS, UNUSUAL_COLUMNS, cut_metrics, read_metrics
 
-COLUMNS = (
-    "step",
-    "window_bases",
-    "train_loss",
-    "train_bits_per_base",
-    "gradient_norm",
-    "learning_rate",
-    "bases",
-    "skipped",
-    "valid_bits_per_base",
-)
-SPEED_COLUMNS = ("step", "bases_per_second", "peak_memory_gib")
-"""Of speed.csv, which holds what no seed repeats."""
-UNUSUAL_COLUMNS = ("step", "kind", "train_loss", "gradient_norm", "usual_loss", "usual_deviation", "windows")
-"""Of unusual.csv: steps that were left out (not finite) and steps whose loss leapt (spike), with all their windows."""
 FLUSH_SECONDS = 1.0
 LOG_EVERY_STEPS = 10
 """Steps between points in TensorBoard; metrics.csv has every step."""
@@ -87,28 +73,6 @@ def peak_memory_gib() -> float:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-def cut_metrics(path: Path, last_step: int) -> None:
-    """Drop the rows after a step, as a resumed run will write them again; a half-written last line goes too."""
-    if not path.exists():
-        return
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        lines = [line for line in file if line.endswith("\n")]
-    if not lines or not lines[0].startswith("step,"):
-        path.unlink()  # killed before the header was written
-        return
-    rows = [line for line in lines[1:] if line.split(",", 1)[0].isdecimal() and line.isascii()]
-    kept = [line for line in rows if int(line.split(",", 1)[0]) <= last_step]
-    unfinished = path.with_name(f".{path.name}.writing")
-    unfinished.write_text("".join(lines[:1] + kept), newline="", encoding="utf-8")
-    unfinished.replace(path)
-
-
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Read the rows of metrics.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 class RunRecorder(L.Callback):
@@ -308,46 +272,6 @@ class RunRecorder(L.Callback):
         self._files = []
         signals.give_back(self._handlers)
         self._handlers = {}
-
-
-def newest_intact(
-    folder: Path, offer: str = "go on from the one before it with --resume-from {}"
-) -> checkpoint.Checkpoint | None:
-    """Load the newest checkpoint of a run; none if there is none.
-
-    Args:
-        folder: Holds the checkpoints.
-        offer: What to do if it is damaged; {} stands for the newest that is intact.
-
-    Raises:
-        InputError: It is damaged; the message names the newest one that is intact.
-    """
-    paths = checkpoint.list_checkpoints(folder)
-    if not paths:
-        return None
-    try:
-        return checkpoint.load(paths[-1])
-    except InputError as error:
-        intact = next((path for path in reversed(paths[:-1]) if _is_intact(path)), None)
-        words = offer.format(intact) if intact else "no other checkpoint is intact"
-        raise InputError(f"{error}; {words}") from error
-
-
-def _is_intact(path: Path) -> bool:
-    try:
-        checkpoint.verify(path)
-    except InputError:
-        return False
-    return True
-
-
-def set_aside(paths: Sequence[Path]) -> None:
-    """Rename checkpoints that a run will not use any more, so that they are never taken for its newest."""
-    for path in paths:
-        number = 1
-        while (aside := path.with_name(f"{path.name}.set-aside-{number}")).exists():
-            number += 1
-        path.rename(aside)
 
 
 class ProgressBar(L.Callback):

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,3 +234,41 @@ def load_rng_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
             torch.cuda.set_rng_state(tensors["cuda"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise InputError(f"{where}: rng.safetensors does not hold the state of torch's random numbers") from error
+
+
+def newest_intact(folder: Path, offer: str = "go on from the one before it with --resume-from {}") -> Checkpoint | None:
+    """Load the newest checkpoint of a run; none if there is none.
+
+    Args:
+        folder: Holds the checkpoints.
+        offer: What to do if it is damaged; {} stands for the newest that is intact.
+
+    Raises:
+        InputError: It is damaged; the message names the newest one that is intact.
+    """
+    paths = list_checkpoints(folder)
+    if not paths:
+        return None
+    try:
+        return load(paths[-1])
+    except InputError as error:
+        intact = next((path for path in reversed(paths[:-1]) if _is_intact(path)), None)
+        words = offer.format(intact) if intact else "no other checkpoint is intact"
+        raise InputError(f"{error}; {words}") from error
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        verify(path)
+    except InputError:
+        return False
+    return True
+
+
+def set_aside(paths: Sequence[Path]) -> None:
+    """Rename checkpoints that a run will not use any more, so that they are never taken for its newest."""
+    for path in paths:
+        number = 1
+        while (aside := path.with_name(f"{path.name}.set-aside-{number}")).exists():
+            number += 1
+        path.rename(aside)

@@ -4,8 +4,8 @@ from collections import Counter
 
 from dna_mamba.data.examples import giab_variants, regulatory_elements
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.selection import load_genome
 from dna_mamba.data.variants import read_vcf, reference_fault
-from dna_mamba.pipelines.pretrain import load_genome
 
 
 def test_regulatory_elements_hold_the_bases_of_the_demo_genome():

@@ -39,7 +39,7 @@ def test_the_default_split_counts_known_bases(genome):
 
 
 def test_the_demo_is_split_as_documented(tmp_path):
-    from dna_mamba.pipelines.pretrain import demo_genome
+    from dna_mamba.data.selection import demo_genome
 
     store = build([demo_genome()], tmp_path / "demo.dna")
     split = default_split(store)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dna_mamba.data import selection
 from dna_mamba.data.build import build, open_genome
 from dna_mamba.data.intervals import Interval, each_base_once
 from dna_mamba.data.labelled import LabelledContig, LabelledWindows
@@ -73,7 +74,7 @@ def test_baselines_are_fitted_on_what_windows_reach_and_the_plan_counts_it(place
     result = pretrain.run(config, folder / "rule")
     by_hand = MarkovModels.fit(genome, [Interval("t", 0, 256)], both_strands=True, max_order=1)
     bases = genome.stored("w", 0, 3000) & 7
-    stretch = next(iter(pretrain.sample_of(config, genome, pretrain.load_split(genome, config.data), "test", 1000)))
+    stretch = next(iter(pretrain.sample_of(config, genome, selection.load_split(genome, config.data), "test", 1000)))
     expected = by_hand.score(
         [(bases[stretch.read_from : stretch.end], stretch.first_target(False) - stretch.read_from)]
     ).plain

@@ -13,6 +13,7 @@ from pyfaidx import Fasta
 from dna_mamba.data.build import build
 from dna_mamba.data.evolution import MutationModel
 from dna_mamba.data.labelled import Place
+from dna_mamba.data.selection import demo_genome
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines import simulate
 from dna_mamba.pipelines.class_metrics import Share, baselines
@@ -21,7 +22,6 @@ from dna_mamba.pipelines.finetune_species import small
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, audit, open_labelled
 from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig
 from dna_mamba.pipelines.oracle import attainable, counted, read_truth
-from dna_mamba.pipelines.pretrain import demo_genome
 from dna_mamba.pipelines.simulate import GREAT_APES, SPECIES, SimulateConfig, path_of
 from tests.conftest import dna_mamba
 

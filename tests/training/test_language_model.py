@@ -205,7 +205,7 @@ main()
 def test_a_step_that_is_not_finite_is_skipped_and_counted(toy_fasta, tmp_path):
     import json
 
-    from dna_mamba.training.callbacks import read_metrics
+    from dna_mamba.training.metrics_csv import read_metrics
 
     done = poisoned_run(toy_fasta, tmp_path / "run", {2, 3, 7})
     assert done.returncode == 0, done.stderr
@@ -292,10 +292,11 @@ def test_checkpoints_from_before_pieces_could_differ_are_known(toy_fasta, tmp_pa
     import json
     from dataclasses import asdict
 
+    from dna_mamba.data import selection
     from dna_mamba.pipelines import pretrain
 
     config = pretrain.resolve(pretrain.PretrainConfig(device="cpu"))
-    genome = pretrain.load_genome(str(toy_fasta))
+    genome = selection.load_genome(str(toy_fasta))
     old = asdict(config)
     for section, key in (("data", "num_workers"), ("training", "checkpoint_every_steps"), ("training", "keep_checkpoints"),
                          ("training", "kept_pieces"), ("training", "recomputed_layers"),
@@ -303,5 +304,5 @@ def test_checkpoints_from_before_pieces_could_differ_are_known(toy_fasta, tmp_pa
         del old[section][key]
     assert old["training"]["piece_bases"] == 16_384
     expected = hashlib.sha256(json.dumps(old, sort_keys=True, default=str).encode()).hexdigest()
-    found = pretrain._identity(config, genome, pretrain.load_split(genome, config.data))
+    found = pretrain._identity(config, genome, selection.load_split(genome, config.data))
     assert found["config_sha256_with_pieces"] == expected != found["config_sha256"]

@@ -12,7 +12,8 @@ import pytest
 
 from dna_mamba.errors import InputError
 from dna_mamba.training import checkpoint
-from dna_mamba.training.callbacks import newest_intact, read_metrics
+from dna_mamba.training.checkpoint import newest_intact
+from dna_mamba.training.metrics_csv import read_metrics
 from tests.bad_input.test_models import resealed
 from tests.test_faults import AT
 from tests.zygote import Zygote
