@@ -167,9 +167,9 @@ def _trained_bases(
     known = [(contig, start, end) for contig, rows in (model.trained_on or {}).items() for start, end in rows]
     if not known and record is not None:
         known = [tuple(row) for row in record["split"]["train"]]
-    matches = same_contigs(genome, model.fingerprints or {})
     if not known or not (model.fingerprints or any(contig in genome.contigs for contig, _, _ in known)):
         return None, ""
+    matches = same_contigs(genome, model.fingerprints or {})
 
     def of_regions(names_of: Callable[[str], Sequence[str]]) -> list[Interval]:
         """Give the parts of the regions that lie in training intervals of contigs under these names."""

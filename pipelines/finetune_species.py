@@ -22,6 +22,7 @@ from dna_mamba.errors import InputError, Interrupted, StoppedError, TerminatedEr
 from dna_mamba.files import write_json, write_text
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import (
+    can_be_read,
     copy_tensors,
     from_pretrained,
     load_classifier,
@@ -535,6 +536,13 @@ class _Length:
             checkpoint.load_optimizer_tensors(optimizer, trained, loaded.optimizer, str(checkpoints))
             first_step, best, skipped_in_a_row = _counters(loaded.counters, total, str(checkpoints))
             self.say(f"going on after step {first_step:,}")
+            if best is not None and not can_be_read(self.folder / "model", load_classifier):
+                self.say(
+                    f"the best model is no longer in {self.folder / 'model'}: the newest takes its place, and the next "
+                    f"validation is the first to compare with"
+                )
+                best = None
+                self._keep(first_step // self.recipe.steps_per_epoch)
         metrics = self.folder / "metrics.csv"
         _cut_rows(metrics, first_step)
         valid = self._windows("valid")
@@ -595,14 +603,7 @@ class _Length:
                     now = (-1.0, -1e300)
                 if full_length and (best is None or now > best):
                     best = now
-                    about = {
-                        "seq_len": self.length,
-                        "manifest": self.genomes.manifest.name,
-                        "began_with": self.began_with,
-                        "epoch": epoch + 1,
-                        "piece_bases": self.recipe.piece_bases,
-                    }
-                    save_classifier(self.classifier, self.folder / "model", about)
+                    self._keep(epoch + 1)
                 save((epoch + 1) * self.recipe.steps_per_epoch)
                 if self.signals.received is not None:
                     steps = (epoch + 1) * self.recipe.steps_per_epoch
@@ -622,6 +623,17 @@ class _Length:
                     raise StoppedError(f"{error}; {good}") from error
         lengths = self.recipe.epoch_lengths()[: self.recipe.epochs]
         return sum(lengths) * self.recipe.steps_per_epoch * self.recipe.batch
+
+    def _keep(self, epoch: int) -> None:
+        """Let the classifier as it is, after so many epochs, stand in model/."""
+        about = {
+            "seq_len": self.length,
+            "manifest": self.genomes.manifest.name,
+            "began_with": self.began_with,
+            "epoch": epoch,
+            "piece_bases": self.recipe.piece_bases,
+        }
+        save_classifier(self.classifier, self.folder / "model", about)
 
     def _rows(self) -> Iterator[list[dict[str, Any]]]:
         evaluation = self.config.evaluation

@@ -37,7 +37,7 @@ from dna_mamba.errors import InputError, Interrupted, StoppedError
 from dna_mamba.files import write_json, write_text
 from dna_mamba.kernels.dispatch import IMPLEMENTATIONS
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import copy_tensors, from_pretrained, save_pretrained
+from dna_mamba.model.checkpoints.native import can_be_read, copy_tensors, from_pretrained, save_pretrained
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines import run_directory
@@ -634,6 +634,14 @@ def _run_locked(
             best_model = DnaMamba(config.model)
             copy_tensors(best_model, checkpoint.load(best).model, str(best))
             save_pretrained(best_model, out / "model", *about)
+        elif best is not None and not can_be_read(out / "model", from_pretrained):
+            if warn:
+                warn(
+                    f"the best model, of step {counters.best_step:,}, is neither in {folder} nor in {out / 'model'}: the "
+                    f"newest takes its place, and the next validation is the first to compare with"
+                )
+            counters.best_valid_bits, counters.best_step = math.inf, None
+            save_pretrained(model, out / "model", *about)
     module = LanguageModel(
         model,
         config.optimizer,

@@ -795,6 +795,19 @@ def test_fine_tuning_that_is_stopped_goes_on_to_the_same_bytes(
     assert finetuned(out) == finetuned_unbroken
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_fine_tuning_whose_best_model_is_gone_ends_with_one(zygote, labelled, tmp_path, gone):
+    at, out = IN_A_STEP.format(steps={31}, action="os.kill(os.getpid(), signal.SIGTERM)"), tmp_path / "run"
+    assert zygote.run(*finetuning(labelled, out), code=at).code == 143
+    folder = out / "lengths" / "128"
+    counters(checkpoint.list_checkpoints(folder / "checkpoints")[-1], best=[2.0, 0.0])  # no epoch is better
+    if gone:
+        shutil.rmtree(folder / "model")
+    child = zygote.run("finetune", "species", "--out", out, "--resume")
+    assert child.code == 0, child.stderr
+    assert ("the best model is no longer in" in child.stderr) == gone and (folder / "model" / "config.json").exists()
+
+
 def test_fine_tuning_obeys_a_second_signal_at_once(zygote, labelled, tmp_path):
     twice = "[os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)]"
     child = zygote.run(*finetuning(labelled, tmp_path / "run"), code=IN_A_STEP.format(steps={11}, action=twice))

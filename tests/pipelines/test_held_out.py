@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from dna_mamba.pipelines import audit, evaluate, presets, pretrain
 from dna_mamba.pipelines.simulate import SimulateConfig
 from dna_mamba.pipelines.simulate import preset as simulation_preset
 from dna_mamba.pipelines.simulate import run as simulate
+from dna_mamba.training import checkpoint
 from dna_mamba.training.metrics import Score
 from dna_mamba.training.optimizer import OptimizerConfig
 from tests.bad_input.contract import run_command
+from tests.bad_input.test_models import resealed
 from tests.conftest import random_letters
 
 
@@ -135,6 +138,36 @@ def test_a_validation_that_is_not_finite_is_told_and_a_model_is_there(place, mon
     assert (folder / "nan" / "model" / "config.json").exists() and (
         folder / "nan" / "model-last" / "config.json"
     ).exists()
+
+
+@pytest.mark.parametrize("stopped", [2, 4])  # 4: the run had ended, but for its results
+@pytest.mark.parametrize("left", ["nothing", "half of it", "all"])
+def test_a_best_model_that_is_gone_is_told_and_a_resumed_run_ends_with_one(left, stopped, place, tmp_path):
+    folder, _ = place
+    config, out = (
+        config_of(folder, checkpoint_every_steps=1, keep_checkpoints=9, validate_every_steps=1),
+        tmp_path / "run",
+    )
+    pretrain.run(config, out)
+    (out / "results.json").unlink()
+    paths = checkpoint.list_checkpoints(out / "checkpoints")
+    for path in paths:  # as after the files of another machine were copied in part
+        if checkpoint.step_of(path) > stopped or checkpoint.step_of(path) == 1:
+            shutil.rmtree(path)
+    newest = paths[stopped - 1]
+    found = json.loads((newest / "counters.json").read_text()) | {
+        "best_step": 1,
+        "best_valid_bits": 0.5,
+    }  # never beaten
+    resealed(newest, "counters.json", json.dumps(found).encode())
+    if left == "nothing":
+        shutil.rmtree(out / "model")
+    elif left == "half of it":
+        (out / "model" / "model.safetensors").write_bytes(b"")
+    said = []
+    pretrain.run(config, out, resume=True, warn=said.append)
+    assert any("the best model, of step 1, is neither in" in words for words in said) == (left != "all")
+    assert from_pretrained(out / "model") and json.loads((out / "results.json").read_text())["complete"]
 
 
 def test_a_part_without_a_base_to_score_is_refused_before_anything_is_written(place, tmp_path):

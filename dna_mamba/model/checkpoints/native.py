@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -235,6 +236,15 @@ def read_fingerprints(values: Any, where: str) -> Fingerprints | None:
         if not isinstance(pieces, dict) or not all(isinstance(text, str) for pair in pieces.items() for text in pair):
             raise InputError(f"{where}: fingerprints must hold hashes of pieces for each contig")
     return values
+
+
+def can_be_read(path: Path, load: Callable[[Path], object]) -> bool:
+    """Say whether `from_pretrained` or `load_classifier` would read a directory."""
+    try:
+        load(path)
+    except InputError:
+        return False
+    return True
 
 
 def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceClassifier, dict[str, Any]]:
