@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dna_mamba.data.texts import Sequences, texts_of
 from dna_mamba.data.vocabulary import A, T, count_uracil, tokens_of
 from dna_mamba.errors import InputError
-from dna_mamba.model.backbone import DnaMamba, ModelState
+from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.generation import SamplingConfig, generate
+from dna_mamba.model.state import ModelState
 
 if TYPE_CHECKING:
     from dna_mamba.pipelines.embed import EmbedConfig

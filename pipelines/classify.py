@@ -17,10 +17,10 @@ from dna_mamba.data.windows import known_bases
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import check_is_no_input, write_table
-from dna_mamba.model.backbone import ModelState
 from dna_mamba.model.checkpoints.native import load_classifier
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.implementation import implementation_for
+from dna_mamba.model.state import ModelState
 from dna_mamba.pipelines.sequences import open_sequences, read_piece, warn_if_longer
 
 PIECES = {"cpu": 2**14, "cuda": 2**20}

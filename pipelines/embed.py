@@ -24,7 +24,8 @@ from dna_mamba.data.unpack import open_text, printable_text
 from dna_mamba.data.vocabulary import N, count_uracil, reverse_complement_tokens, tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError, check_regular, nearest
-from dna_mamba.model.backbone import DnaMamba, ModelState
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.state import ModelState
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.sequences import Named, load_language_model, open_sequences, read_piece, warn_if_longer
 from dna_mamba.pipelines.vector_files import UnfinishedVectors, check_format, write_file

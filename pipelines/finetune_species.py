@@ -518,7 +518,7 @@ class _Length:
     def _draw(self) -> None:
         assert self.found is not None
         simulated = "SIMULATED: " if _is_simulated(self.config) else ""
-        title = f"{simulated}Mamba {self.classifier.config.size} on windows of {self.length:,} bases"
+        title = f"{simulated}{self.classifier.config.title} on windows of {self.length:,} bases"
         draw_confusion(self.found, self.folder / "confusion.png", title)
 
     def _train(self) -> int:
@@ -642,9 +642,8 @@ class _Length:
         test = self._windows("test")
         self.say("scoring the test windows")
         found = self.found = self._report(model, test, self.places["test"])
-        size = self.classifier.config.size
         detail = f"began with {self.began_with}; epoch {about['epoch']} chosen on validation"
-        yield [_row(f"Mamba {size}, {self.config.pooling}", detail, found.accuracy, found)]
+        yield [_row(f"{self.classifier.config.title}, {self.config.pooling}", detail, found.accuracy, found)]
         yield self._controls(model)
         number = min(evaluation.baseline_windows, MOST_BASELINE_BASES // self.length)
         if evaluation.baseline_windows and number < 10 * len(self.genomes.labels):

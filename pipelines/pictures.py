@@ -61,7 +61,9 @@ def _thin(values: Sequence[Any]) -> list[Any]:
     return list(values[:: max(1, len(values) // MOST_POINTS)])
 
 
-def draw_losses(metrics: Path, picture: Path, references: Mapping[str, float], size: str, held_out: float) -> Path:
+def draw_losses(
+    metrics: Path, picture: Path, references: Mapping[str, float], name_of_model: str, held_out: float
+) -> Path:
     """Draw bits per base over the bases read: training, validation, the test score, and other models as lines."""
     rows = [row for row in read_metrics(metrics) if row["train_bits_per_base"] and row["skipped"] == "0"]
     megabases, read = [], 0
@@ -89,14 +91,14 @@ def draw_losses(metrics: Path, picture: Path, references: Mapping[str, float], s
     lowest = min([held_out, *smooth, *references.values(), *(bits for _, bits in valid)])
     top = 2.05 if min(smooth) < 2.05 else max(smooth) + 0.05  # a run that has learned nothing is seen too
     axes.set_ylim(lowest - 0.03, top)
-    lines = [(held_out, f"Mamba {size}: {held_out:.3f}", "#cc79a7")]
+    lines = [(held_out, f"{name_of_model}: {held_out:.3f}", "#cc79a7")]
     for (name, bits), colour in zip(references.items(), COLOURS, strict=False):
         axes.axhline(bits, linestyle="--", linewidth=1, color=colour)
         lines.append((bits, f"{name}: {bits:.3f}", colour))
     label_ends(axes, lines)
     axes.set_xlabel("bases read (millions)")
     axes.set_ylabel("bits per base")
-    axes.set_title(f"Mamba {size}; at the right: held-out bits per base", fontsize=10)
+    axes.set_title(f"{name_of_model}; at the right: held-out bits per base", fontsize=10)
     # on white, so that no line strikes through it
     axes.legend(fontsize=8, loc="upper right", facecolor="white", edgecolor="none", framealpha=1.0)
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,8 +26,6 @@ BASES_ON_CPU = 2**11
 """That are timed on a CPU, in the place of more."""
 LIBRARIES = 2**26
 """Bytes that cuBLAS and others keep for themselves."""
-SEGMENT = 16
-"""Positions between the states that the scan keeps for its backward."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,16 +139,13 @@ def memory_of_step(model: BackboneConfig, precision: str, cut: Cut, window_bases
         window_bases: Length of the windows.
         windows_per_step: In an optimizer step.
     """
-    W, E, N = model.width, model.mamba.expansion * model.width, model.mamba.num_states
-    layers, rank, item = len(model.pattern), -(-model.width // 16), 2 if precision == "bf16" else 4
-    rows = 2 * 4 * (N + N % 2)  # B and C in float32
-    # stream, norm, x and z, convolution, delta and its low rank, B and C, states of segments, output of the scan
-    of_layer = 4 * W + item * W + item * (2 * E + E + E + rank) + rows + 4 * E * N / SEGMENT + item * E
+    W, item = model.width, 2 if precision == "bf16" else 4
+    mixers = [mixer.memory(item) for mixer in model.mixers()]
+    layers = len(mixers)
+    of_layers = [4 * W + item * W + mixer.kept for mixer in mixers]  # stream, norm, and what the layer itself keeps
     head = 4 * W + 4 * W + 4 * model.vocabulary_size  # last stream, its norm, scores
     of_scores = 4 * model.vocabulary_size + 4 * W  # gradients of scores and norm
-    # gradients of x and z, of the convolution, of delta, of the scan's output; partial sums of those of B and C; streams
-    tile = 64 if E > 32 else 32
-    working: float = item * (2 * E + E + E + E) + 2 * 4 * N * -(-E // tile) + rows + 4 * W + 2 * item * W
+    working: float = max(mixer.working for mixer in mixers) + 4 * W + 2 * item * W  # and streams
     parameters = num_parameters(model)
     windows_at_once = min(windows_per_step, max(1, cut.piece_bases // window_bases))
     if window_bases <= cut.piece_bases:
@@ -164,17 +159,19 @@ def memory_of_step(model: BackboneConfig, precision: str, cut: Cut, window_bases
             min(num_kept * cut.piece_bases, window_bases),
             num_pieces - num_kept,
         )
-    state = layers * (E * N * 4 + E * (model.mamba.num_taps - 1) * item)
+    state = sum(mixer.state for mixer in mixers)
+    growing = sum(mixer.state_a_base for mixer in mixers) * window_bases
     again = min(cut.recomputed_layers, layers)
     # what a layer computed again keeps is its inputs; while it is computed, the layers after it are done with
-    activations = kept * ((layers - again) * of_layer + again * (4 * W + item * W)) + (kept - at_once) * head
+    activations = kept * (sum(of_layers[again:]) + again * (4 * W + item * W)) + (kept - at_once) * head
     if again == layers:
-        activations += at_once * of_layer
+        activations += at_once * max(of_layers)
     working = at_once * max(head + of_scores, working)  # one after the other, in the piece whose backward runs
     step_windows = windows_per_step * window_bases
     return Memory(
         parameters=parameters * (16 + (2 if precision == "bf16" else 0)),
-        states=(num_between + 2) * state * windows_at_once,
+        # each piece has a state of its own before it; one that grows is on average half of the longest
+        states=((num_between + 2) * state + (num_between / 2 + 2) * growing) * windows_at_once,
         window=step_windows + windows_at_once * window_bases * 5.0,
         activations=activations,
         working=working + LIBRARIES,
@@ -320,8 +317,8 @@ def _most(test: Callable[[int], bool], low: int, high: int) -> int:
 def _seconds_to_compare(model: BackboneConfig, machine: Machine, seq_len: int, bases_per_step: int, cut: Cut) -> float:
     """Estimate the time of a step of the longest windows, to choose between cuts: of the GPU, or of the host if longer."""
     layers = len(model.pattern)
-    speed = tabled_speed(model, machine if machine.name in KNOWN_GPUS else known_gpu("H100"))
-    assert speed is not None
+    # other layers take other times, but which cut is faster hangs on what is computed twice
+    speed = _speed_of_mamba(model, machine.name if machine.name in KNOWN_GPUS else "H100")
     num_windows = max(1, bases_per_step // seq_len)
     num_pieces = -(-seq_len // cut.piece_bases)
     bases = min(seq_len, cut.piece_bases) * max(1, min(num_windows, cut.piece_bases // seq_len))
@@ -429,10 +426,14 @@ def _fastest(function: Callable[[], None], device: str) -> float:
 
 
 def tabled_speed(model: BackboneConfig, machine: Machine) -> Speed | None:
-    """Give the speed of a GPU in the table; none for another one."""
-    if machine.name not in KNOWN_GPUS:
+    """Give the speed of a GPU in the table; none for another one, or for layers that were not measured."""
+    if machine.name not in KNOWN_GPUS or set(model.pattern) != {"M"}:
         return None
-    _, both, forward = KNOWN_GPUS[machine.name]
+    return _speed_of_mamba(model, machine.name)
+
+
+def _speed_of_mamba(model: BackboneConfig, gpu: str) -> Speed:
+    _, both, forward = KNOWN_GPUS[gpu]
     layers, W = len(model.pattern), model.width
 
     def seconds(c: tuple[float, float, float]) -> float:

@@ -192,6 +192,11 @@ class Row:
         """Two to the power of the bits per base."""
         return 2.0**self.bits_per_base
 
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is what the model is held against."""
+        return self.name == "uniform" or self.name.startswith("Markov ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -826,7 +831,7 @@ def _finish(
         model.use_implementation(config.implementation).to(config.device)
         scores = score_regions(model, genome, test, config.data.policy)
         rows = [
-            Row(name=f"Mamba {config.model.size}", bits_per_base=scores.total.bits_per_base,
+            Row(name=config.model.title, bits_per_base=scores.total.bits_per_base,
                 detail=f"{the_plan.num_parameters:,} parameters"),
             Row(name="uniform", bits_per_base=2.0, detail="a guess among A, C, G, T"),
         ]  # fmt: skip
@@ -871,9 +876,9 @@ def _draw(
     from dna_mamba.pipelines.pictures import draw_losses, draw_or_say, draw_report
 
     mine = result.model.total.bits_per_base
-    reference = {row.name: row.bits_per_base for row in result.rows if not row.name.startswith("Mamba")}
+    reference = {row.name: row.bits_per_base for row in result.rows if row.is_baseline}
     draw_or_say(
-        lambda: draw_losses(out / "metrics.csv", out / "loss.png", reference, config.model.size, mine),
+        lambda: draw_losses(out / "metrics.csv", out / "loss.png", reference, config.model.title, mine),
         out / "loss.png", warn,
     )  # fmt: skip
     stages = zip(the_plan.stages, the_plan.windows_per_step, strict=True)
@@ -881,7 +886,7 @@ def _draw(
         f"  {stage.num_steps:,} steps of {count:,} x {stage.window_bases:,} bases" for stage, count in stages
     )
     words = (
-        f"Mamba {config.model.size}, {the_plan.num_parameters:,} parameters\non {the_plan.where}, {config.precision}\n"
+        f"{config.model.title}, {the_plan.num_parameters:,} parameters\non {the_plan.where}, {config.precision}\n"
         f"{stage_words}\nheld-out bits per base: {mine:.4f}\n"
         + "\n".join(f"  {row.name}: {row.bits_per_base:.4f}" for row in result.rows)
     )

@@ -53,7 +53,7 @@ def plan_as_text(plan: "Plan") -> str:
         lines.append(f"memory at most {most.total / 2**30:.1f} GiB ({parts}) of {plan.machine.budget / 2**30:.1f} free")  # type: ignore[union-attr]
     return "\n".join(
         [
-            f"Mamba {config.model.size}, {plan.num_parameters:,} parameters, on {plan.where} in {config.precision}, "
+            f"{config.model.title}, {plan.num_parameters:,} parameters, on {plan.where} in {config.precision}, "
             f"kernels: {config.implementation}",
             f"genome {config.data.genome}: {plan.train_bases:,} known bases train, {plan.valid_bases:,} validate, "
             f"{plan.test_bases:,} test",
@@ -129,7 +129,7 @@ def pretrain_as_table(result: "PretrainResult") -> Table:
     table.add_column("perplexity", justify="right")
     table.add_column("")
     for row in result.rows:
-        mine = row.name.startswith("Mamba")
+        mine = not row.is_baseline
         table.add_row(
             row.name, f"{row.bits_per_base:.4f}", f"{row.perplexity:.4f}", row.detail, style="bold" if mine else None
         )

@@ -9,44 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dna_mamba.kernels.mamba_step import mamba_step, unfit
-from dna_mamba.kernels.rms_norm import rms_norm
-from dna_mamba.model.config import BackboneConfig
-from dna_mamba.model.mixers.mamba import MambaConfig, MambaMixer, MambaState
-
-ModelState = list[MambaState]
-"""One entry a layer."""
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a weight a channel. Source: Zhang and Sennrich 2019, equation 4."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-        self.implementation = "auto"
-
-    def forward(self, y: Tensor, residual: Tensor | None, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """Add y to the residual stream, which stays in float32, and normalise the sum.
-
-        Args:
-            y: What the layer before adds (..., D).
-            residual: The stream before it; none at the first layer, where y is the stream.
-            dtype: Of the norm; that of the stream by default.
-
-        Returns:
-            The norm and the stream.
-        """
-        if residual is None:
-            norm = rms_norm(y, self.weight, self.eps, dtype=dtype, implementation=self.implementation)
-            assert isinstance(norm, Tensor)
-            return norm, y
-        dtype = dtype or residual.dtype
-        norm, total = rms_norm(
-            y, self.weight, self.eps, residual=residual, dtype=dtype, implementation=self.implementation
-        )
-        return norm, total
+from dna_mamba.model.config import BackboneConfig, MixerConfig
+from dna_mamba.model.mixers.mixer import Mixer
+from dna_mamba.model.norm import RMSNorm
+from dna_mamba.model.state import LayerState, ModelState
 
 
 class Block(nn.Module):
@@ -55,46 +21,18 @@ class Block(nn.Module):
     What the mixer adds is handed on beside the stream, since the next norm adds and normalises in one pass over memory.
     """
 
-    def __init__(self, layer: MambaConfig, width: int, eps: float):
+    def __init__(self, layer: MixerConfig, width: int, eps: float):
         super().__init__()
         self.mixer = layer.build(width)
         self.norm = RMSNorm(width, eps)
 
     def forward(
-        self, y_BTD: Tensor, residual_BTD: Tensor | None, state: MambaState | None = None
-    ) -> tuple[Tensor, Tensor, MambaState]:
+        self, y_BTD: Tensor, residual_BTD: Tensor | None, state: LayerState | None = None
+    ) -> tuple[Tensor, Tensor, LayerState]:
         """Give what the mixer adds, the residual stream that it is to be added to, and the mixer's state."""
         norm_BTD, residual_BTD = self.norm(y_BTD, residual_BTD, _matrix_dtype(y_BTD))
         y_BTD, state = self.mixer(norm_BTD, state)
         return y_BTD, residual_BTD, state
-
-    @property
-    def steps_at_once(self) -> bool:
-        """Whether one position passes through the whole block in few kernels, in full precision."""
-        E, N = self.mixer.A_log.shape
-        return not unfit(self.norm.weight.shape[0], E, N, self.mixer.conv1d.weight.shape[-1])
-
-    def step(self, residual_BD: Tensor, state: MambaState) -> None:
-        """Add what the block makes of one position to the stream; stream and state are changed in place."""
-        mixer = self.mixer
-        assert mixer.conv1d.bias is not None
-        mamba_step(
-            residual_BD,
-            self.norm.weight,
-            mixer.in_proj.weight,
-            mixer.conv1d.weight[:, 0],
-            mixer.conv1d.bias,
-            mixer.x_proj.weight,
-            mixer.dt_proj.weight,
-            mixer.dt_proj.bias,
-            mixer.A_log,
-            mixer.D,
-            mixer.out_proj.weight,
-            conv_state_BKE=state.conv_BKE,
-            scan_state_BEN=state.scan_BEN,
-            eps=self.norm.eps,
-            implementation=mixer.implementation,
-        )
 
 
 def _matrix_dtype(x: Tensor) -> torch.dtype | None:
@@ -114,7 +52,22 @@ class Backbone(nn.Module):
         self.recomputed_layers = 0
         """So many, the first ones, are computed again in the backward, which needs not keep their activations; exact."""
 
-    def forward(self, tokens_BT: Tensor, state: Sequence[MambaState] | None = None) -> tuple[Tensor, ModelState]:
+    def mixers(self) -> list[Mixer]:
+        """Give the layers without their norms, in order."""
+        return [block.mixer for block in self.layers if isinstance(block, Block)]
+
+    @property
+    def causal(self) -> bool:
+        """Whether no vector depends on a later base, so that sequences can be read in pieces, or padded on the right."""
+        return all(mixer.causal for mixer in self.mixers())
+
+    def use_implementation(self, implementation: str) -> None:
+        """Run the kernels of every layer with this implementation."""
+        for module in self.modules():
+            if isinstance(module, Mixer | RMSNorm):
+                module.implementation = implementation
+
+    def forward(self, tokens_BT: Tensor, state: Sequence[LayerState] | None = None) -> tuple[Tensor, ModelState]:
         """Give the vectors after the final norm and the state for the bases that follow."""
         y_BTD, residual_BTD = self.embedding(tokens_BT.long()), None
         new_state = []
@@ -128,7 +81,7 @@ class Backbone(nn.Module):
         return self.norm_f(y_BTD, residual_BTD)[0], new_state
 
     def vectors_of_layer(
-        self, tokens_BT: Tensor, layer: int, state: Sequence[MambaState] | None = None
+        self, tokens_BT: Tensor, layer: int, state: Sequence[LayerState] | None = None
     ) -> tuple[Tensor, ModelState]:
         """Give the residual stream after so many layers; after all of them, the final norm of it, as `forward` does.
 
@@ -156,7 +109,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward_with_states(
-        self, tokens_BT: Tensor, state: Sequence[MambaState] | None, segments_S: Tensor
+        self, tokens_BT: Tensor, state: Sequence[LayerState] | None, segments_S: Tensor
     ) -> tuple[Tensor, ModelState, ModelState]:
         """Read one sequence as `forward` does, and give the states before positions 16 s too: what forks start from.
 
@@ -181,7 +134,7 @@ class Backbone(nn.Module):
         return self.norm_f(y_BTD, residual_BTD)[0], new_state, states
 
     @torch.no_grad()
-    def step(self, tokens_B: Tensor, state: Sequence[MambaState]) -> Tensor:
+    def step(self, tokens_B: Tensor, state: Sequence[LayerState]) -> Tensor:
         """Give the vector of one base a sequence; the state is changed in place."""
         y_BD, residual_BD = self.embedding(tokens_B.long()), None
         if _matrix_dtype(y_BD) is None and y_BD.dtype == torch.float32:
@@ -194,18 +147,20 @@ class Backbone(nn.Module):
         return self.norm_f(y_BD, residual_BD)[0]
 
     @torch.no_grad()
-    def advance(self, residual_BD: Tensor, state: Sequence[MambaState]) -> None:
+    def advance(self, residual_BD: Tensor, state: Sequence[LayerState]) -> None:
         """Take the residual stream of one position from the embedding to the final norm; all in place, float32.
 
         Args:
             residual_BD: Embeddings; holds the sum of what all layers add when this returns.
-            state: Of `new_state`.
+            state: Of `DnaMamba.step_state`.
         """
-        y_BD, total_BD = residual_BD, None
+        y_BD, total_BD = residual_BD, None  # the stream is the sum of both, or the former alone
         for layer, layer_state in zip(self.layers, state, strict=True):
             assert isinstance(layer, Block)
-            if layer.steps_at_once:
-                layer.step(residual_BD, layer_state)
+            if layer.mixer.steps_as_block:
+                if total_BD is not None:
+                    y_BD, total_BD = torch.add(total_BD, y_BD, out=residual_BD), None
+                layer.mixer.step_block(residual_BD, layer.norm, layer_state)
                 continue
             norm_BD, total_BD = layer.norm(y_BD, total_BD)
             y_BD = layer.mixer.step(norm_BD, layer_state)
@@ -236,16 +191,15 @@ class DnaMamba(nn.Module):
         self.lm_head = nn.Linear(config.width, config.vocabulary_size, bias=False)
         self.lm_head.weight = self.backbone.embedding.weight
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
-        for layer in self.backbone.layers:
-            mixer = layer.mixer
-            assert isinstance(mixer, MambaMixer)
-            weight = mixer.out_proj.weight
+        for weight in (mixer.to_stream for mixer in self.backbone.mixers()):
+            if weight is None:
+                continue
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
             with torch.no_grad():
                 # one residual a layer; the factor 2 in the original's comment belongs to layers with an MLP
-                weight /= math.sqrt(len(config.pattern))
+                weight.div_(math.sqrt(len(config.pattern)))
 
-    def forward(self, tokens_BT: Tensor, state: Sequence[MambaState] | None = None) -> tuple[Tensor, ModelState]:
+    def forward(self, tokens_BT: Tensor, state: Sequence[LayerState] | None = None) -> tuple[Tensor, ModelState]:
         """Score every next base.
 
         Args:
@@ -264,11 +218,20 @@ class DnaMamba(nn.Module):
             return F.linear(x, self.lm_head.weight)
 
     def new_state(self, num_sequences: int, dtype: torch.dtype = torch.float32) -> ModelState:
-        """Give the state before the first base, for `step`; dtype is that of matrix products, bfloat16 under autocast."""
-        mixers = (module for module in self.modules() if isinstance(module, MambaMixer))
-        return [mixer.new_state(num_sequences, dtype) for mixer in mixers]
+        """Give the state before the first base; dtype is that of matrix products, bfloat16 under autocast."""
+        return [mixer.new_state(num_sequences, dtype) for mixer in self.backbone.mixers()]
 
-    def step(self, tokens_B: Tensor, state: Sequence[MambaState]) -> Tensor:
+    def step_state(self, state: Sequence[LayerState], capacity: int) -> ModelState:
+        """Give a copy of a state for `step` to change in place; zeros in it are the state before the first base.
+
+        Args:
+            state: Of `new_state`, or of `forward` on the bases before.
+            capacity: Bases, those read before included, that a state that grows must have room for.
+        """
+        pairs = zip(self.backbone.mixers(), state, strict=True)
+        return [mixer.step_state(layer, capacity) for mixer, layer in pairs]
+
+    def step(self, tokens_B: Tensor, state: Sequence[LayerState]) -> Tensor:
         """Score the base after one more base of each sequence.
 
         The same function as `forward` at length 1, but the state is changed in place, so that nothing is allocated that a
@@ -276,7 +239,7 @@ class DnaMamba(nn.Module):
 
         Args:
             tokens_B: Token ids, any integer dtype.
-            state: Of `new_state`, or of `forward` on the bases before.
+            state: Of `step_state`; where no layer's state grows, that of `new_state` or `forward` does as well.
 
         Returns:
             logits_BV in float32.
@@ -288,9 +251,7 @@ class DnaMamba(nn.Module):
     def use_implementation(self, implementation: str) -> "DnaMamba":
         """Run the kernels of every layer with this implementation: 'auto', 'naive', 'cpu' or 'triton'."""
         self.implementation = implementation
-        for module in self.modules():
-            if isinstance(module, MambaMixer | RMSNorm):
-                module.implementation = implementation
+        self.backbone.use_implementation(implementation)
         return self
 
     def num_parameters(self) -> int:

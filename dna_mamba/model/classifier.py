@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from dna_mamba.errors import InputError
-from dna_mamba.model.backbone import Backbone, DnaMamba, ModelState, RMSNorm
+from dna_mamba.model.backbone import Backbone, DnaMamba
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.model.mixers.mamba import MambaMixer, MambaState
+from dna_mamba.model.state import LayerState, ModelState
 
 POOLINGS = ("last", "mean", "max")
 
@@ -62,12 +62,10 @@ class SequenceClassifier(nn.Module):
 
     def use_implementation(self, implementation: str) -> "SequenceClassifier":
         """Run the kernels of every layer with this implementation."""
-        for module in self.modules():
-            if isinstance(module, MambaMixer | RMSNorm):
-                module.implementation = implementation
+        self.backbone.use_implementation(implementation)
         return self
 
-    def part(self, tokens_BT: Tensor, state: Sequence[MambaState] | None = None) -> tuple[Tensor, ModelState]:
+    def part(self, tokens_BT: Tensor, state: Sequence[LayerState] | None = None) -> tuple[Tensor, ModelState]:
         """Give what a piece of the sequences adds to their vectors (B, D), in float32 or better, and the state after it.
 
         Parts of 'mean' are sums over positions, those of 'max' maxima, those of 'last' the last vectors; `combine` joins them.

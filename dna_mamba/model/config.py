@@ -1,13 +1,78 @@
 """What a backbone is made of."""
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from dna_mamba.errors import InputError
-from dna_mamba.model.mixers.mamba import MambaConfig
 
-LETTERS = "M"
+if TYPE_CHECKING:  # settings are read, and refused, without loading torch
+    from dna_mamba.model.mixers.mamba import MambaMixer
+    from dna_mamba.model.mixers.mixer import Mixer
+
 MAX_WIDTH, MAX_LAYERS = 65_536, 4096
+
+
+class MixerConfig(Protocol):
+    """Sizes of a layer: hashable, and able to make it."""
+
+    def __hash__(self) -> int:
+        """Equal sizes have one hash."""
+
+    def build(self, width: int) -> "Mixer":
+        """Make a layer for this model width."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MambaConfig:
+    """Sizes of a Mamba layer; the defaults are the paper's."""
+
+    num_states: int = 16
+    expansion: int = 2
+    """Inner width over model width."""
+    num_taps: int = 4
+    """Length of the causal convolution in bases."""
+    delta_min: float = 1e-3
+    delta_max: float = 0.1
+    """The step sizes are initialised log-uniform between these two."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.num_states <= 1024 and 1 <= self.expansion <= 64 and 2 <= self.num_taps <= 64):
+            raise InputError("mamba: num_states must lie in 1 to 1024, expansion in 1 to 64 and num_taps in 2 to 64")
+        if not 0 < self.delta_min <= self.delta_max < math.inf:
+            raise InputError(f"mamba: delta_min {self.delta_min} and delta_max {self.delta_max} must be 0 < min <= max")
+
+    def build(self, width: int) -> "MambaMixer":
+        """Make a layer for this model width."""
+        from dna_mamba.model.mixers.mamba import MambaMixer
+
+        return MambaMixer(width, self)
+
+
+class Letter(NamedTuple):
+    """A kind of layer, as patterns name it."""
+
+    name: str
+    config: Callable[["BackboneConfig"], MixerConfig]
+    """Finds its sizes among those of the backbone."""
+
+
+LETTERS: dict[str, Letter] = {
+    "M": Letter("Mamba", lambda backbone: backbone.mamba),
+}
+"""A new layer is its file in mixers/, its config and section here, and a line in this table."""
+
+
+@lru_cache(maxsize=256)
+def layer_of(config: MixerConfig, width: int) -> "Mixer":
+    """Make a layer without memory for its numbers (on torch's meta device), to ask what it needs and can."""
+    import torch
+
+    with torch.device("meta"):
+        return config.build(width)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,27 +99,40 @@ class BackboneConfig:
             raise InputError(f"norm_eps {self.norm_eps} must lie between 0 and 1")
         self.layers()  # a typo fails here, not an hour into the run
 
-    def layers(self) -> list[MambaConfig]:
+    def layers(self) -> list[MixerConfig]:
         """Give the config of every layer, in order."""
         unknown = sorted(set(self.pattern) - set(LETTERS))
         if unknown or not self.pattern:
             problem = f"has the unknown letter {unknown[0]!r}" if unknown else "is empty"
-            raise InputError(f"pattern {self.pattern!r} {problem}; a layer is one of: M (Mamba), as in 'MMMM' for four")
-        return [self.mamba for _ in self.pattern]
+            known = ", ".join(f"{letter} ({LETTERS[letter].name})" for letter in LETTERS)
+            raise InputError(f"pattern {self.pattern!r} {problem}; a layer is one of: {known}, as in 'MMMM' for four")
+        return [LETTERS[letter].config(self) for letter in self.pattern]
+
+    def mixers(self) -> list["Mixer"]:
+        """Give every layer, in order, without memory for its numbers; equal ones are one."""
+        return [layer_of(layer, self.width) for layer in self.layers()]
 
     @property
     def num_parameters(self) -> int:
         """Parameters of a language model of this configuration, counted without making it."""
-        W, E, N, K = self.width, self.mamba.expansion * self.width, self.mamba.num_states, self.mamba.num_taps
-        R = -(-W // 16)
-        # norm, in_proj, conv1d, x_proj, dt_proj, A_log and D, out_proj
-        layer = W + 2 * E * W + E * K + E + (R + 2 * N) * E + E * R + E + E * N + E + W * E
-        return len(self.pattern) * layer + self.vocabulary_size * W + W
+        of_layer: dict[int, int] = {}
+        total = self.vocabulary_size * self.width + self.width  # embedding and head are one; the last norm
+        for mixer in self.mixers():
+            if id(mixer) not in of_layer:
+                of_layer[id(mixer)] = sum(parameter.numel() for parameter in mixer.parameters())
+            total += of_layer[id(mixer)] + self.width
+        return total
 
     @property
     def size(self) -> str:
-        """Blocks x width, as in '12x128'."""
-        return f"{len(self.pattern)}x{self.width}"
+        """Blocks x width, as in '12x128'; layers of other kinds than Mamba are spelt out, as in 'M*Mx128'."""
+        return f"{self.pattern if set(self.pattern) - {'M'} else len(self.pattern)}x{self.width}"
+
+    @property
+    def title(self) -> str:
+        """Name a model of it in tables and pictures."""
+        kinds = dict.fromkeys(LETTERS[letter].name for letter in self.pattern)
+        return f"{' and '.join(kinds)} {self.size}"
 
 
 def parse_size(text: str) -> tuple[str, int]:

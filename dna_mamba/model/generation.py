@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dna_mamba.errors import InputError
 from dna_mamba.kernels.next_token import Sampling, next_token
-from dna_mamba.model.backbone import DnaMamba, ModelState
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.state import ModelState, repeated, tensors_of
 from dna_mamba.values import real, whole
 
 A = 7
@@ -25,16 +26,19 @@ class CapturedStep:
         model: On a GPU. Its weights are read anew in every step; replacing its tensors is not seen.
         num_sequences: Sequences of each step.
         dtype: Of matrix products: float32, or bfloat16 for autocast.
+        capacity: Steps until `reset` that a state that grows has room for.
 
     Raises:
         ValueError: The model is not on a GPU.
     """
 
-    def __init__(self, model: DnaMamba, num_sequences: int, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, model: DnaMamba, num_sequences: int, dtype: torch.dtype = torch.float32, *, capacity: int = 2**14
+    ):
         weight = model.lm_head.weight
         if not weight.is_cuda:
             raise ValueError(f"a CUDA graph needs a model on a GPU; this one is on {weight.device}: call model.step")
-        self.state = model.new_state(num_sequences, dtype)
+        self.state = model.step_state(model.new_state(num_sequences, dtype), capacity)
         self._tokens_B = torch.zeros(num_sequences, dtype=torch.long, device=weight.device)
         self._graph = torch.cuda.CUDAGraph()
         enabled = dtype != torch.float32
@@ -57,9 +61,8 @@ class CapturedStep:
 
     def reset(self) -> None:
         """Return to the state before the first base."""
-        for layer in self.state:
-            for tensor in layer:
-                tensor.zero_()
+        for tensor in tensors_of(self.state):
+            tensor.zero_()
 
     def __call__(self, tokens_B: Tensor) -> Tensor:
         """Score the next base of each sequence after these; the result is overwritten by the next call.
@@ -116,7 +119,7 @@ class Draw:
 
     Args:
         model: In float32.
-        state: Of `new_state`, after all bases of the prompt but the last; changed.
+        state: Of `step_state`, after all bases of the prompt but the last; changed.
         tokens_B: The last base of the prompt.
         config: How to draw.
         seed: Of the random numbers.
@@ -197,10 +200,7 @@ def generate(
     for start in range(0, len(prompt_T) - 1, piece_bases):
         piece_T = prompt_T[start : min(start + piece_bases, len(prompt_T) - 1)]
         _, state = model(piece_T[None].to(device), state)
-    own = model.new_state(num_sequences)
-    for mine, read in zip(own, state or (), strict=state is not None):
-        for tensor, value in zip(mine, read, strict=True):
-            tensor.copy_(value.expand_as(tensor))
+    own = model.step_state(repeated(state or model.new_state(1), num_sequences), len(prompt_T) + length)
     draw = Draw(model, own, prompt_T[-1:].to(device).expand(num_sequences), config or SamplingConfig(), seed)
     step = captured(draw) if device.type == "cuda" else draw
     tokens_BT = torch.zeros(num_sequences, length, dtype=torch.uint8)
@@ -216,7 +216,7 @@ def generate(
 
 def captured(draw: Draw) -> Callable[[], None]:
     """Capture a step as a CUDA graph, drawing included; the draw is as it was before."""
-    changed = [draw.residual_BD, draw.sums_B, draw.step_1, *(tensor for layer in draw.state for tensor in layer)]
+    changed = [draw.residual_BD, draw.sums_B, draw.step_1, *tensors_of(draw.state)]
     before = [tensor.clone() for tensor in changed]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(draw.residual_BD.device):

@@ -1,9 +1,7 @@
 """Which kernels run a model on a device: the one place that decides, for training, reading and generation alike."""
 
 from dna_mamba.errors import InputError
-from dna_mamba.kernels.causal_conv1d import MAX_TAPS
 from dna_mamba.kernels.dispatch import HAS_TRITON, interpreted
-from dna_mamba.kernels.selective_scan import MAX_STATES
 from dna_mamba.model.config import BackboneConfig
 
 
@@ -14,9 +12,9 @@ def unfit_for_triton(config: BackboneConfig, *, here: bool = True) -> str:
         config: Of the model.
         here: They are to run on this machine, which needs the package triton.
     """
-    mamba = config.mamba
-    if mamba.num_states > MAX_STATES or not 2 <= mamba.num_taps <= MAX_TAPS:
-        return f"at most {MAX_STATES} states and 2 to {MAX_TAPS} taps fit"
+    for mixer in config.mixers():
+        if unfit := mixer.unfit_for_triton():
+            return unfit
     return "" if HAS_TRITON or not here else "the package triton is not installed"
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dna_mamba.model.backbone import ModelState
 from dna_mamba.model.classifier import SequenceClassifier
+from dna_mamba.model.state import ModelState
 from dna_mamba.training.piecewise import backward_of_piece, leaves_of
 
 
@@ -78,7 +78,7 @@ def backward_of_classes(
         return loss.detach(), scores_BK.detach()
     wanted_PBD = parts_PBD.grad
     assert wanted_PBD is not None
-    leaving_gradients: list[Tensor] | None = None
+    leaving_gradients: list[Tensor | None] | None = None
     for number in reversed(range(len(bounds))):
         start, end = bounds[number]
         entered = leaves_of(entering.pop())

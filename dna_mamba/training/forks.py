@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from dna_mamba.data.vocabulary import N
-from dna_mamba.kernels.selective_scan import SEGMENT, STATES_AT_ONCE
-from dna_mamba.model.backbone import DnaMamba, ModelState
-from dna_mamba.model.mixers.mamba import MambaState
+from dna_mamba.kernels.selective_scan import SEGMENT
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.state import ModelState, alike, join, num_bytes, rows_of, tensors_of
 from dna_mamba.training.metrics import acgt_losses
 
 Read = Callable[[int, int], np.ndarray]
@@ -65,16 +65,6 @@ class _Row:
     """Row of the states."""
 
 
-def _join(states: Sequence[ModelState]) -> ModelState:
-    return [
-        MambaState(*(torch.cat(parts) for parts in zip(*layer, strict=True))) for layer in zip(*states, strict=True)
-    ]
-
-
-def _rows_of(state: ModelState, rows: Tensor) -> ModelState:
-    return [MambaState(*(tensor[rows] for tensor in layer)) for layer in state]
-
-
 def _read_rows(
     model: DnaMamba, rows: Sequence[_Row], state: ModelState, logits_SV: Tensor | None, means: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -99,7 +89,7 @@ def _read_rows(
     context_B1 = torch.tensor([row.context for row in rows], device=device)[:, None]
     length_B1 = torch.tensor([len(row.tokens) for row in rows], device=device)[:, None]
     which_B = torch.tensor([row.state for row in rows], device=device)
-    state = _rows_of(state, which_B)
+    state = rows_of(state, which_B)
     sums_B = torch.zeros(len(rows), dtype=torch.float64, device=device)
     if logits_SV is not None:
         first_B = acgt_losses(logits_SV[which_B][:, None], tokens_BT[:, :1])[:, 0].double()
@@ -277,7 +267,7 @@ def score_alleles(
 
 def _gives_states(model: DnaMamba) -> bool:
     """Say whether the kernels give the states inside a piece."""
-    return model.implementation == "triton" and all(one.num_states <= STATES_AT_ONCE for one in model.config.layers())
+    return all(mixer.gives_states for mixer in model.backbone.mixers())
 
 
 def _with_short_context(
@@ -317,7 +307,7 @@ def _through_stops(
 
     def flush() -> None:
         if waiting:
-            state = _join([state for _, state, _ in waiting])
+            state = join([state for _, state, _ in waiting])
             logits = [logits_1V for _, _, logits_1V in waiting]
             begin = [scores.alleles[number].start for number, _, _ in waiting]
             forks = [(number, row) for row, (number, _, _) in enumerate(waiting)]
@@ -332,12 +322,14 @@ def _through_stops(
         walk.to(allele.start)
         size = scores.ends_at(number) - allele.start - allele.ref_bases + len(allele.tokens)
         longest = max(longest, size)
+        state = walk.state or scores.model.new_state(1)
         full = (len(waiting) + 1) * longest > BATCH_BASES[scores.device.type] or len(waiting) >= MOST_FORKS
-        if waiting and (full or (waiting[0][2] is None) != (walk.logits_1V is None)):
+        first = waiting and (waiting[0][2] is None) != (walk.logits_1V is None)
+        if waiting and (full or first or not alike(waiting[0][1], state)):
             flush()
             longest = size
         pending.append(number)
-        waiting.append((number, walk.state or scores.model.new_state(1), walk.logits_1V))
+        waiting.append((number, state, walk.logits_1V))
     flush()
 
 
@@ -346,8 +338,7 @@ def _through_states(
 ) -> None:
     """Let the pass go on in large pieces that give the states before segments, and fork inside them."""
     model, alleles, device = scores.model, scores.alleles, scores.device
-    bytes_of_one = sum(tensor.numel() * tensor.element_size() for layer in model.new_state(1) for tensor in layer)
-    most = max(1, MOST_STATE_BYTES // bytes_of_one)
+    most = max(1, MOST_STATE_BYTES // max(1, num_bytes(model.new_state(1))))
     at = 0
     while at < len(order) and alleles[order[at]].start == 0:
         at += 1
@@ -452,4 +443,4 @@ class _Walk:
 
 def _same(one: ModelState, other: ModelState | None) -> bool:
     assert other is not None
-    return all(torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+    return all(torch.equal(a, b) for a, b in zip(tensors_of(one), tensors_of(other), strict=True))

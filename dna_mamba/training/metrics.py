@@ -16,7 +16,8 @@ from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
 from dna_mamba.data.samples import Stretch
 from dna_mamba.data.vocabulary import ACGT, BASE_BITS, BOS, SOFT_MASK, STORE_T, A
 from dna_mamba.kernels.cross_entropy import cross_entropy
-from dna_mamba.model.backbone import DnaMamba, ModelState
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.state import ModelState
 
 CHUNKS = {"cpu": 16_384, "cuda": 2**18}
 """Bases read at once; the result does not depend on it (up to rounding)."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dna_mamba.errors import InputError
+from dna_mamba.model.mixers.mixer import Mixer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +48,11 @@ class OptimizerConfig:
         """Make the optimizer; its rate is set before every step by `rate`."""
         decayed: list[nn.Parameter] = []
         exempt: list[nn.Parameter] = []
+        mixers = [module for module in model.modules() if isinstance(module, Mixer)]
+        spared = {id(getattr(mixer, name)) for mixer in mixers for name in mixer.without_decay}
         for name, parameter in model.named_parameters():
-            matrix = parameter.ndim >= 2 and not name.endswith(("A_log", "embedding.weight", "lm_head.weight"))
-            (decayed if matrix else exempt).append(parameter)
+            matrix = parameter.ndim >= 2 and not name.endswith(("embedding.weight", "lm_head.weight"))
+            (decayed if matrix and id(parameter) not in spared else exempt).append(parameter)
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=self.peak_rate, betas=self.betas, fused=True)
 

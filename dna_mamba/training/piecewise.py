@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from dna_mamba.kernels.cross_entropy import cross_entropy
-from dna_mamba.model.backbone import DnaMamba, ModelState
-from dna_mamba.model.mixers.mamba import MambaState
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.state import LayerState, ModelState, map_state, tensors_of, with_tensors
 
 
 def sum_of_losses(
-    model: DnaMamba, tokens_BT: Tensor, weights_BT: Tensor, state: Sequence[MambaState] | None
+    model: DnaMamba, tokens_BT: Tensor, weights_BT: Tensor, state: Sequence[LayerState] | None
 ) -> tuple[Tensor, ModelState]:
     """Sum the weighted losses of positions 1 to T - 1 (T - 1 predicts nothing); run all T - 1 predecessors at once."""
     logits_BTV, new_state = model(tokens_BT[:, :-1], state)
@@ -28,52 +28,53 @@ def sum_of_losses(
 
 
 @torch.no_grad()
-def _entering_states(
-    model: DnaMamba, tokens_BT: Tensor, bounds: Sequence[tuple[int, int]]
-) -> list[list[MambaState] | None]:
+def _entering_states(model: DnaMamba, tokens_BT: Tensor, bounds: Sequence[tuple[int, int]]) -> list[ModelState | None]:
     """Read pieces forward; give the state that enters each of them, and the one that leaves the last."""
-    entering: list[list[MambaState] | None] = [None]
+    entering: list[ModelState | None] = [None]
+    blocks: list[Tensor] | None = None
     for number, (start, end) in enumerate(bounds):
         _, state = model.backbone(tokens_BT[:, start:end], entering[-1])
-        if number == 0:
+        if blocks is None:
             # One block for all pieces: small tensors kept one by one would lie among the large ones that each piece
             # frees, and the allocator could use none of those holes again.
-            kept = [[x.new_empty(len(bounds), *x.shape) for x in layer] for layer in state]
-        for layer, blocks in zip(state, kept, strict=True):
-            for x, block in zip(layer, blocks, strict=True):
+            blocks = [x.new_empty(len(bounds), *x.shape) for x in tensors_of(state)]
+        kept = []
+        for x, block in zip(tensors_of(state), blocks, strict=True):
+            if x.shape == block.shape[1:]:
                 block[number] = x
-        entering.append([MambaState(*(block[number] for block in blocks)) for blocks in kept])
-        del state, layer, x
+                x = block[number]
+            kept.append(x)  # a state that grows lies by itself
+        entering.append(with_tensors(state, kept))
+        del state, x, kept
     return entering
 
 
-def leaves_of(state: Sequence[MambaState] | None) -> ModelState | None:
+def leaves_of(state: Sequence[LayerState] | None) -> ModelState | None:
     """Cut the graph where a state enters a piece."""
-    if state is None:
-        return None
-    return [MambaState(*(x.detach().requires_grad_() for x in layer)) for layer in state]
+    return None if state is None else map_state(lambda x: x.detach().requires_grad_(), state)
 
 
 def backward_of_piece(
     result: Tensor,
     gradient: Tensor,
     leaving: ModelState,
-    leaving_gradients: Sequence[Tensor] | None,
+    leaving_gradients: Sequence[Tensor | None] | None,
     entered: ModelState | None,
-) -> list[Tensor] | None:
+) -> list[Tensor | None] | None:
     """Add to the parameters' gradients those through a piece's result and the state it handed on.
 
     Returns:
-        The gradients of the state that entered, as `leaving_gradients` of the piece before; none at the first.
+        The gradients of the state that entered, as `leaving_gradients` of the piece before, None where nothing depends on
+        it; none at the first.
     """
     outputs, gradients = [result], [gradient]
     if leaving_gradients is not None:
-        outputs += [x for layer in leaving for x in layer]
-        gradients += leaving_gradients
+        for x, wanted in zip(tensors_of(leaving), leaving_gradients, strict=True):
+            if wanted is not None and x.requires_grad:
+                outputs.append(x)
+                gradients.append(wanted)
     torch.autograd.backward(outputs, gradients)
-    if entered is None:
-        return None
-    return [x.grad for layer in entered for x in layer]  # type: ignore[misc]
+    return None if entered is None else [x.grad for x in tensors_of(entered)]
 
 
 class _Piece:
@@ -84,14 +85,14 @@ class _Piece:
         model: DnaMamba,
         tokens_BT: Tensor,
         weights_BT: Tensor,
-        state: Sequence[MambaState] | None,
+        state: Sequence[LayerState] | None,
         divisor: float | Tensor,
     ):
         self.entered = leaves_of(state)
         total, self.leaving = sum_of_losses(model, tokens_BT, weights_BT, self.entered)
         self.loss = (total / divisor).to(total.dtype)
 
-    def backward(self, leaving_gradients: Sequence[Tensor] | None) -> list[Tensor] | None:
+    def backward(self, leaving_gradients: Sequence[Tensor | None] | None) -> list[Tensor | None] | None:
         """Add to the parameters' gradients; give those of the state that entered."""
         return backward_of_piece(self.loss, torch.ones_like(self.loss), self.leaving, leaving_gradients, self.entered)
 
@@ -122,7 +123,7 @@ def backward_in_pieces(
     num_again = max(0, len(bounds) - max(1, kept_pieces))
     entering = _entering_states(model, tokens_BT, bounds[:num_again])
 
-    def compute(number: int, state: Sequence[MambaState] | None) -> _Piece:
+    def compute(number: int, state: Sequence[LayerState] | None) -> _Piece:
         start, end = bounds[number]
         return _Piece(model, tokens_BT[:, start : end + 1], weights_BT[:, start : end + 1], state, divisor)
 
@@ -130,7 +131,7 @@ def backward_in_pieces(
     for number in range(num_again + 1, len(bounds)):
         kept.append(compute(number, kept[-1].leaving))
     loss = torch.zeros((), dtype=torch.float64, device=tokens_BT.device)
-    gradients: list[Tensor] | None = None
+    gradients: list[Tensor | None] | None = None
     for number in reversed(range(len(bounds))):
         piece = kept.pop() if kept else compute(number, entering.pop())
         gradients = piece.backward(gradients)

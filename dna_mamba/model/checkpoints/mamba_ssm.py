@@ -17,8 +17,7 @@ from torch import Tensor
 from dna_mamba.errors import InputError, check_regular, nearest
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import check_size, copy_tensors, unshared_tensors
-from dna_mamba.model.config import MAX_LAYERS, BackboneConfig
-from dna_mamba.model.mixers.mamba import MambaConfig
+from dna_mamba.model.config import LETTERS, MAX_LAYERS, BackboneConfig, MambaConfig
 
 MAMBA_SSM, TRANSFORMERS = "mamba_ssm", "transformers"
 FORMATS = (MAMBA_SSM, TRANSFORMERS)
@@ -371,8 +370,17 @@ def tensors_for(model: DnaMamba, kind: str) -> dict[str, Tensor]:
 
 
 def config_for(model: DnaMamba, kind: str) -> dict[str, Any]:
-    """Give the configuration of a model as a format writes it."""
+    """Give the configuration of a model as a format writes it.
+
+    Raises:
+        InputError: The model has something that the format cannot say.
+    """
     config, mamba = model.config, model.config.mamba
+    if other := sorted(set(config.pattern) - {"M"}):
+        raise InputError(
+            f"the pattern {config.pattern!r} has layers {other[0]} ({LETTERS[other[0]].name}), and the format {kind} has a "
+            f"place for Mamba layers alone; keep the model directory, which dna-mamba itself reads"
+        )
     if kind == MAMBA_SSM:
         if config.norm_eps != 1e-5:
             raise InputError(f"norm_eps {config.norm_eps} cannot be written for mamba_ssm, which always takes 1e-5")

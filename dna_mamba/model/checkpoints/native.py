@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from dna_mamba.files import write_bytes
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.model.mixers.mamba import MambaConfig
 
 FORMAT_VERSION = 1
 TrainedOn = dict[str, list[list[int]]]
@@ -312,14 +311,18 @@ def check_size(config: BackboneConfig, tensors: dict[str, Tensor], where: str) -
 def _backbone_config(values: Any, where: str, tensors: dict[str, Tensor]) -> BackboneConfig:
     if not isinstance(values, dict):
         raise InputError(f"{where} lacks the section 'backbone'")
-    fields = set(BackboneConfig.__dataclass_fields__)
+    known = {one.name for one in fields(BackboneConfig)}
     for key in values:
-        if key not in fields:
-            raise InputError(f"{where}: unknown key backbone.{key}{nearest(key, fields)}")
+        if key not in known:
+            raise InputError(f"{where}: unknown key backbone.{key}{nearest(key, known)}")
     if type(values.get("width", 64)) is not int or type(values.get("vocabulary_size", 16)) is not int:
         raise InputError(f"{where}: width and vocabulary_size must be whole numbers")
     try:
-        config = BackboneConfig(**{**values, "mamba": MambaConfig(**values.get("mamba", {}))})
+        sections = {}
+        for one in fields(BackboneConfig):
+            if callable(make := one.default_factory):
+                sections[one.name] = make(**values.get(one.name, {}))
+        config = BackboneConfig(**{**values, **sections})
         check_size(config, tensors, where)
         return config
     except InputError as error:
