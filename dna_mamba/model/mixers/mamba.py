@@ -47,15 +47,21 @@ class MambaMixer(Mixer):
         self.conv1d = nn.Conv1d(E, E, config.num_taps, groups=E)
         self.x_proj = nn.Linear(E, R + 2 * N, bias=False)
         self.dt_proj = nn.Linear(R, E)
-        self.A_log = nn.Parameter(torch.log(torch.arange(1, N + 1, dtype=torch.float32)).repeat(E, 1))
+        self.A_log = nn.Parameter(torch.empty(E, N))
         self.D = nn.Parameter(torch.ones(E))
         self.out_proj = nn.Linear(E, width, bias=False)
-        with torch.no_grad():
-            self.dt_proj.weight.uniform_(-(R**-0.5), R**-0.5)
-            log_min, log_max = math.log(config.delta_min), math.log(config.delta_max)
-            delta_E = torch.exp(torch.rand(E) * (log_max - log_min) + log_min).clamp(min=1e-4)
-            # the inverse of softplus
-            self.dt_proj.bias.copy_(delta_E + torch.log(-torch.expm1(-delta_E)))
+        if not self.A_log.is_meta:  # arithmetic on the meta device would load torch's compiler
+            self._initialise(config)
+
+    @torch.no_grad()
+    def _initialise(self, config: MambaConfig) -> None:
+        E, R, N = self.inner_width, self.delta_rank, self.num_states
+        self.A_log.copy_(torch.log(torch.arange(1, N + 1, dtype=torch.float32)).repeat(E, 1))
+        self.dt_proj.weight.uniform_(-(R**-0.5), R**-0.5)
+        log_min, log_max = math.log(config.delta_min), math.log(config.delta_max)
+        delta_E = torch.exp(torch.rand(E) * (log_max - log_min) + log_min).clamp(min=1e-4)
+        # the inverse of softplus
+        self.dt_proj.bias.copy_(delta_E + torch.log(-torch.expm1(-delta_E)))
 
     @property
     def to_stream(self) -> Tensor:
