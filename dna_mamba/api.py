@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from dna_mamba.data.texts import Sequences, texts_of
 from dna_mamba.data.vocabulary import A, T, count_uracil, tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.generation import SamplingConfig, generate
 from dna_mamba.model.state import ModelState
-
-if TYPE_CHECKING:
-    from dna_mamba.pipelines.embed import EmbedConfig
+from dna_mamba.reading.generation import generate
+from dna_mamba.reading.settings import EmbedConfig, SamplingConfig
 
 
 def load(path: str | os.PathLike[str], *, device: str = "auto", rna: bool = False) -> "DnaModel":
@@ -84,8 +82,6 @@ class DnaModel(nn.Module):
         Raises:
             InputError: A sequence is empty or no DNA, or there is no such layer or pool.
         """
-        from dna_mamba.pipelines.embed import EmbedConfig
-
         texts, single = texts_of(sequences)
         vectors = self._embed(texts, EmbedConfig(layer=layer, pool=pool, strands=strands))
         if single:
@@ -94,7 +90,7 @@ class DnaModel(nn.Module):
             return vectors
         return np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
 
-    def _embed(self, sequences: Sequence[str], config: "EmbedConfig") -> list[np.ndarray]:
+    def _embed(self, sequences: Sequence[str], config: EmbedConfig) -> list[np.ndarray]:
         from dna_mamba.pipelines.embed import embed_tokens
 
         tokens = [self._tokens(text) for text in sequences]
@@ -122,7 +118,7 @@ class DnaModel(nn.Module):
         Raises:
             InputError: A sequence is empty or no DNA.
         """
-        from dna_mamba.training.metrics import losses_in_pieces
+        from dna_mamba.reading.losses import losses_in_pieces
 
         device = self.model.lm_head.weight.device
         found = []

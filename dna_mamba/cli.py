@@ -1185,8 +1185,8 @@ def generate(
     """
     if json and out is None:
         raise InputError("--json prints a summary beside the FASTA; say where that goes with --out")
-    from dna_mamba.model.generation import SamplingConfig
     from dna_mamba.pipelines import generate as pipeline
+    from dna_mamba.reading.settings import SamplingConfig
 
     config = pipeline.GenerateConfig(
         model=model, prompt=prompt, length=length, num=num, seed=seed, rna=rna, device=device, out=out,

@@ -11,7 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 from dna_mamba.api import DnaModel, load
 from dna_mamba.data.texts import is_used_up_by_reading, texts_of
 from dna_mamba.errors import InputError
-from dna_mamba.pipelines.embed import EmbedConfig, num_rows_of
+from dna_mamba.reading.settings import EmbedConfig
+from dna_mamba.reading.vectors import num_rows_of
 
 
 def _strings(X: Any) -> list[str]:

@@ -23,9 +23,10 @@ from dna_mamba.kernels.rms_norm import rms_norm
 from dna_mamba.kernels.selective_scan import MAX_STATES, selective_scan
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
-from dna_mamba.model.generation import CapturedStep, Draw, SamplingConfig, captured
 from dna_mamba.model.mixers.mamba import MambaConfig
 from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result, quiet
+from dna_mamba.reading.generation import CapturedStep, Draw, captured
+from dna_mamba.reading.settings import SamplingConfig
 
 TOO_SLOW_SECONDS = 10.0
 TOO_SLOW_TO_COMPILE_SECONDS = 90.0

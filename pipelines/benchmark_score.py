@@ -16,10 +16,10 @@ from dna_mamba.data.vocabulary import A, tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.generation import ACGT
 from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
 from dna_mamba.pipelines.score_variants import score_records
 from dna_mamba.pipelines.sequences import load_language_model
+from dna_mamba.reading.generation import ACGT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

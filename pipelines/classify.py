@@ -20,8 +20,8 @@ from dna_mamba.files import check_is_no_input, write_table
 from dna_mamba.model.checkpoints.native import load_classifier
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.implementation import implementation_for
-from dna_mamba.model.state import ModelState
 from dna_mamba.pipelines.sequences import open_sequences, read_piece, warn_if_longer
+from dna_mamba.reading.classes import vectors_of
 
 PIECES = {"cpu": 2**14, "cuda": 2**20}
 """Positions computed at once; probabilities do not depend on it (up to rounding)."""
@@ -184,22 +184,14 @@ def _rows(
 ) -> Iterator[Row]:
     device = model.head.weight.device
     length = len(some[0][0])
-    parts: list[torch.Tensor] = []
-    state: ModelState | None = None
     num_n = np.zeros(len(some), np.int64)
-    for start in range(0, length, piece_bases):
-        tokens = np.stack(
-            [read_piece(genome, interval, start, min(start + piece_bases, length)) for interval, _ in some]
-        )
-        num_n += (tokens > A + 3).sum(1)
-        part_BD, state = model.part(torch.from_numpy(tokens).to(device), state)
-        parts.append(part_BD)
-        if model.pooling == "last":
-            parts = parts[-1:]
-        elif len(parts) == 1024:  # a chromosome in pieces would otherwise keep all their vectors
-            parts = [torch.stack(parts).amax(0) if model.pooling == "max" else torch.stack(parts).double().sum(0)]
-    dtype = torch.promote_types(parts[0].dtype, parts[-1].dtype)
-    scores_BK = model.scores(model.combine(torch.stack([part.to(dtype) for part in parts]), length))
+
+    def tokens_of(start: int, end: int) -> torch.Tensor:
+        tokens = np.stack([read_piece(genome, interval, start, end) for interval, _ in some])
+        np.add(num_n, (tokens > A + 3).sum(1), out=num_n)
+        return torch.from_numpy(tokens).to(device)
+
+    scores_BK = model.scores(vectors_of(model, tokens_of, length, piece_bases))
     for (interval, name), probabilities, n in zip(
         some, scores_BK.double().softmax(1).tolist(), num_n.tolist(), strict=True
     ):

@@ -5,17 +5,13 @@ import csv
 import dataclasses
 import errno
 import hashlib
-import itertools
-import re
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
@@ -23,124 +19,19 @@ from dna_mamba.data.intervals import Interval
 from dna_mamba.data.unpack import open_text, printable_text
 from dna_mamba.data.vocabulary import N, count_uracil, reverse_complement_tokens, tokens_of
 from dna_mamba.device import find_device
-from dna_mamba.errors import InputError, check_regular, nearest
+from dna_mamba.errors import InputError, check_regular
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.state import ModelState
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.sequences import Named, load_language_model, open_sequences, read_piece, warn_if_longer
 from dna_mamba.pipelines.vector_files import UnfinishedVectors, check_format, write_file
-from dna_mamba.values import whole
+from dna_mamba.reading.settings import EmbedConfig
+from dna_mamba.reading.vectors import Reader, Vectors, num_rows_of
 
-PIECES = {"cpu": 2**14, "cuda": 2**18}
-"""Positions computed at once; vectors do not depend on it (up to rounding)."""
-MOST_AT_ONCE = 512
 PART_BASES, PART_SEQUENCES = 2**18, 1024
 """Of a part of the work: what is sorted by length together, noted when it is done, and given to one shard."""
 SEQUENCE_COLUMNS = ("sequence", "seq")
 NAME_COLUMNS = ("name", "id")
-POOLS = ("mean", "last", "max", "none", "window:N")
-STRANDS = ("forward", "both")
 COLUMNS = ("contig", "start", "end", "strand", "name")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedConfig:
-    """Which vectors."""
-
-    layer: int = -1
-    """0 is the embedding, 1 the first layer, and so on; -1 the last, after the final norm, -2 the one before it."""
-    pool: str = "mean"
-    """mean, last or max over a sequence; window:N the mean of every N bases; none a vector a base."""
-    strands: str = "forward"
-    """both averages with the reverse complement, read from its own start; positions stay those of the forward strand."""
-
-    def __post_init__(self) -> None:
-        layer = whole(self.layer)
-        if not isinstance(self.pool, str) or layer is None:
-            raise InputError(f"pool {self.pool!r} and layer {self.layer!r}: expected a word and a whole number")
-        object.__setattr__(self, "layer", layer)
-        object.__setattr__(self, "pool", str(self.pool))
-        if self.pool not in POOLS[:4] and not re.fullmatch(r"window:[1-9][0-9]{0,11}", self.pool):
-            raise InputError(f"pool {self.pool!r} is unknown{nearest(self.pool, POOLS)}; choose {', '.join(POOLS)}")
-        if self.strands not in STRANDS:
-            raise InputError(f"strands {self.strands!r} is unknown; choose forward or both")
-
-    @property
-    def window(self) -> int | None:
-        """Bases of a window, 1 for a vector a base; none pools whole sequences."""
-        return 1 if self.pool == "none" else int(self.pool[7:]) if self.pool.startswith("window:") else None
-
-    def layer_of(self, model: DnaMamba) -> int:
-        """Count the layer from the embedding."""
-        depth = len(model.config.pattern)
-        layer = self.layer if self.layer >= 0 else depth + 1 + self.layer
-        if not 0 <= layer <= depth:
-            raise InputError(
-                f"layer {self.layer} is not in this model: 0 is the embedding, {depth} (or -1) the last layer"
-            )
-        return layer
-
-
-class _Sums:
-    """What is kept of the vectors of some sequences while they are read in pieces; shorter ones are padded on the right.
-
-    A causal model says nothing about a base that depends on what follows, so padding changes no vector before it; the vectors
-    of the padding itself are left out here.
-    """
-
-    def __init__(self, config: EmbedConfig, lengths: Sequence[int], width: int, device: torch.device):
-        self.config, self.lengths = config, lengths
-        self.lengths_B1 = torch.tensor(lengths, device=device)[:, None]
-        B = len(lengths)
-        if config.pool in ("last", "max"):
-            self.kept = torch.full((B, width), -torch.inf, dtype=torch.float64, device=device)
-        else:
-            self.window = config.window or max(lengths)
-            self.num_windows = -(-max(lengths) // self.window)
-            # sums over many positions need float64; a vector a base is no sum. The last row takes what is padding
-            dtype = torch.float32 if self.window == 1 else torch.float64
-            self.kept = torch.zeros(B * self.num_windows + 1, width, dtype=dtype, device=device)
-
-    def add(self, vectors_BTD: Tensor, first: int, backwards: bool) -> None:
-        """Take in positions from `first` on; backwards, they are those of the other strand."""
-        B, T, _ = vectors_BTD.shape
-        vectors_BTD = vectors_BTD.float()
-        places_BT = torch.arange(first, first + T, device=vectors_BTD.device).expand(B, T)
-        inside_BT = places_BT < self.lengths_B1
-        if self.config.pool == "last":
-            rows, columns = (places_BT == self.lengths_B1 - 1).nonzero(as_tuple=True)
-            self.kept[rows] = vectors_BTD[rows, columns].double()
-            return
-        if self.config.pool == "max":
-            most_BD = vectors_BTD.masked_fill(~inside_BT[..., None], -torch.inf).amax(1).double()
-            self.kept = torch.maximum(self.kept, most_BD)
-            return
-        if backwards:
-            places_BT = self.lengths_B1 - 1 - places_BT
-        rows_BT = torch.arange(B, device=places_BT.device)[:, None] * self.num_windows + places_BT // self.window
-        rows_BT = torch.where(inside_BT, rows_BT, B * self.num_windows)
-        self.kept.index_add_(0, rows_BT.flatten(), vectors_BTD.flatten(0, 1).to(self.kept.dtype))
-
-    def vectors(self) -> list[np.ndarray]:
-        """Give (D,) of each sequence, or (W, D) of windows and bases."""
-        kept = self.kept.cpu().numpy()
-        if self.config.pool in ("last", "max"):
-            return list(kept)
-        found = []
-        for number, length in enumerate(self.lengths):
-            size = length if self.config.window is None else self.window
-            starts = np.arange(0, length, size)
-            means_WD = kept[number * self.num_windows : number * self.num_windows + len(starts)]
-            if size > 1:
-                means_WD = means_WD / (np.minimum(starts + size, length) - starts)[:, None]
-            found.append(means_WD[0] if self.config.window is None else means_WD)
-        return found
-
-
-Reader = Callable[[int, int, int, bool], np.ndarray]
-"""Gives token ids of a sequence, positions from and to (counted along the strand), of the other strand or not."""
-Put = Callable[[int, int, np.ndarray, bool], None]
-"""Takes rows (W, D) of a sequence from a row on, to average with what stands there or not."""
 
 
 @dataclass(frozen=True)
@@ -253,92 +144,6 @@ def read_csv(path: Path, warn: Callable[[str], None] | None = None, *, rna: bool
     return of_tokens(tokens, names, digest.hexdigest())
 
 
-def _batches(numbers: Sequence[int], lengths: Sequence[int], piece: int) -> Iterator[list[int]]:
-    """Give numbers of sequences to read together: neighbours in length, at most a fifth of them padding."""
-    some: list[int] = []
-    for number in sorted(numbers, key=lambda n: lengths[n]):
-        length = lengths[number]
-        fits = len(some) < MOST_AT_ONCE and (len(some) + 1) * length <= piece
-        if some and not (fits and length <= 1.25 * lengths[some[0]]):
-            yield some
-            some = []
-        some.append(number)
-    if some:
-        yield some
-
-
-def num_rows_of(config: EmbedConfig, length: int) -> int:
-    """Count the vectors of a sequence."""
-    return 1 if config.window is None else -(-length // config.window)
-
-
-class _Embedding:
-    """Reads sequences and hands on their rows."""
-
-    def __init__(
-        self, model: DnaMamba, sequences: Sequences, config: EmbedConfig, piece_bases: int | None, put: Put,
-        on_bases: Callable[[int], None] | None,
-    ):  # fmt: skip
-        self.model, self.config, self.put, self.on_bases = model, config, put, on_bases
-        self.sequences, self.lengths = sequences, sequences.lengths
-        self.device = model.lm_head.weight.device
-        self.piece = piece_bases or PIECES[self.device.type]
-        self.layer = config.layer_of(model)
-
-    @torch.no_grad()
-    def read(self, numbers: Sequence[int]) -> None:
-        """Embed some sequences, those of like lengths together."""
-        for some in _batches(numbers, self.lengths, self.piece):
-            for other_strand in (False, True) if self.config.strands == "both" else (False,):
-                window = self.config.window
-                if len(some) == 1 and window is not None and window <= self.piece < self.lengths[some[0]]:
-                    self._in_windows(some[0], window, other_strand)
-                else:
-                    self._whole(some, other_strand)
-
-    def _vectors(self, numbers: Sequence[int], start: int, end: int, other_strand: bool, state: ModelState | None):
-        pieces = [
-            self.sequences.read(number, start, min(end, self.lengths[number]), other_strand)
-            if start < self.lengths[number]
-            else np.zeros(0, np.uint8)
-            for number in numbers
-        ]
-        tokens_BT = np.full((len(pieces), end - start), N, np.uint8)  # shorter ones are filled on the right
-        for row, tokens in enumerate(pieces):
-            tokens_BT[row, : len(tokens)] = tokens
-        vectors_BTD, state = self.model.backbone.vectors_of_layer(
-            torch.from_numpy(tokens_BT).to(self.device), self.layer, state
-        )
-        if self.on_bases:
-            self.on_bases(sum(len(tokens) for tokens in pieces))
-        return vectors_BTD, state
-
-    def _whole(self, numbers: Sequence[int], other_strand: bool) -> None:
-        """Hold what is kept of these sequences until they are read."""
-        lengths = [self.lengths[number] for number in numbers]
-        sums = _Sums(self.config, lengths, self.model.config.width, self.device)
-        state: ModelState | None = None
-        for start in range(0, max(lengths), self.piece):
-            end = min(start + self.piece, max(lengths))
-            vectors_BTD, state = self._vectors(numbers, start, end, other_strand, state)
-            sums.add(vectors_BTD, start, other_strand)
-        for number, vectors in zip(numbers, sums.vectors(), strict=True):
-            self.put(number, 0, np.atleast_2d(vectors), other_strand)
-
-    def _in_windows(self, number: int, window: int, other_strand: bool) -> None:
-        """Hand on the windows of each piece; pieces end where windows do, on the other strand too."""
-        length, step = self.lengths[number], self.piece // window * window
-        first = length % step if other_strand else 0
-        bounds = sorted({0, first, *range(first, length, step), length})
-        state: ModelState | None = None
-        for start, end in itertools.pairwise(bounds):
-            vectors_BTD, state = self._vectors([number], start, end, other_strand, state)
-            sums = _Sums(self.config, [end - start], self.model.config.width, self.device)
-            sums.add(vectors_BTD, 0, other_strand)
-            at = (length - end if other_strand else start) // window
-            self.put(number, at, sums.vectors()[0], other_strand)
-
-
 def _embed(
     model: DnaMamba, sequences: Sequences, config: EmbedConfig, piece_bases: int | None,
     on_bases: Callable[[int], None] | None = None,
@@ -350,7 +155,9 @@ def _embed(
         place = found[number][first : first + len(rows)]
         place[:] = (place + rows) / 2 if average else rows
 
-    _Embedding(model, sequences, config, piece_bases, put, on_bases).read(range(len(lengths)))
+    Vectors(model, sequences.read, lengths, config, put, piece_bases=piece_bases, on_bases=on_bases).read(
+        range(len(lengths))
+    )
     return [rows[0] for rows in found] if config.window is None else found
 
 
@@ -398,7 +205,7 @@ class EmbedRunConfig:
     out: Path
     genome: str | None = None
     window_bases: int | None = None
-    embed: EmbedConfig = EmbedConfig()
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
     shard: tuple[int, int] = (1, 1)
     """This one, from 1, of so many; joined in order they are the one run, to the bit. One may be empty."""
     rna: bool = False
@@ -515,7 +322,7 @@ def run(
             vectors.write(int(first_rows[number - numbers.start]) + first, rows, average)
 
         say = (lambda bases: on_bases(bases, total)) if on_bases else None
-        work = _Embedding(model, sequences, config.embed, config.piece_bases, put, say)
+        work = Vectors(model, sequences.read, lengths, config.embed, put, piece_bases=config.piece_bases, on_bases=say)
         for number, part in enumerate(parts):
             if number not in vectors.done:
                 work.read(part)

@@ -25,7 +25,8 @@ from dna_mamba.model.checkpoints.native import SHIPPED, from_pretrained, shipped
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.config_files import read_config
 from dna_mamba.pipelines.hub import HUB_ID, from_hub
-from dna_mamba.training.metrics import RegionScores, Score, loss_by_position, score_regions
+from dna_mamba.reading.losses import RegionScores, Score, loss_by_position, score_regions
+from dna_mamba.reading.pieces import check_causal
 
 CONTEXT_BASES = 2**18
 """Bases read for each row of the table of loss against context, at most, but always 16 windows."""
@@ -265,6 +266,7 @@ def run(
         _check_out(config.out)
     path, record = find_model(config.model)
     model, policy_values = from_pretrained(path)
+    check_causal(model, "scoring bases")
     policy = read_config(TokenPolicy, policy_values, str(path / "config.json"))
     genome = _genome(config, record, on_progress, warn)
     what, regions = _regions(config, genome, record, warn)

@@ -651,7 +651,9 @@ class _Length:
         elif evaluation.baseline_windows:
             self.say("fitting k-mer and GC baselines")
             yield [_row(b.name, b.chosen, b.report.accuracy, b.report) for b in self._baselines(number)]
-        if evaluation.likelihood_ratio.steps:
+        if evaluation.likelihood_ratio.steps and not self.classifier.backbone.causal:
+            yield [_row("likelihood ratio, one model a class", "not possible: the layers read both ways", None, None)]
+        elif evaluation.likelihood_ratio.steps:
             self.say("training a language model a class, for the likelihood ratio")
             found_NK, truth_N, words = likelihood_ratio(
                 evaluation.likelihood_ratio, self.language_model, self._windows("train"), test, self.places["test"],

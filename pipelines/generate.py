@@ -15,8 +15,9 @@ from dna_mamba.data.vocabulary import T, tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
-from dna_mamba.model.generation import SamplingConfig, generate
 from dna_mamba.pipelines.sequences import load_language_model, warn_if_longer
+from dna_mamba.reading.generation import generate
+from dna_mamba.reading.settings import SamplingConfig
 
 LINE = 60
 MOST_BASES = 1 << 32
@@ -134,7 +135,7 @@ def run(
     """
     started = time.monotonic()
     device = find_device(config.device)
-    model = load_language_model(config.model, device)
+    model = load_language_model(config.model, device, "generating")
     check_is_no_input(config.out, config.prompt)
     check_writable(config.out)
     prompt_T = read_prompt(config.prompt, on_progress, warn, rna=config.rna)

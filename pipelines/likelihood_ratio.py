@@ -15,8 +15,8 @@ from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
 from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.reading.losses import losses_in_pieces
 from dna_mamba.training.language_model import LanguageModel
-from dna_mamba.training.metrics import losses_in_pieces
 from dna_mamba.training.optimizer import OptimizerConfig
 
 

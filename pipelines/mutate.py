@@ -21,7 +21,7 @@ from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.score_variants import check_context
 from dna_mamba.pipelines.sequences import Reached, load_language_model, read_piece
 from dna_mamba.pipelines.tables import FORMATS, write_rows
-from dna_mamba.training.forks import Allele, score_alleles
+from dna_mamba.reading.forks import Allele, score_alleles
 
 COLUMNS = {"contig": str, "pos": int, "ref": str, "alt": str, "DMLLR": float}
 MOST_BASES = 1 << 20
@@ -128,7 +128,7 @@ def run(
     """
     started = time.monotonic()
     device = find_device(config.device)
-    model = load_language_model(config.model, device)
+    model = load_language_model(config.model, device, "scoring variants")
     check_writable(config.out, config.picture)
     genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
     region = genome.region(config.region)

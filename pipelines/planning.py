@@ -276,6 +276,8 @@ def _best_cut(
 
     best: tuple[float, Cut] | None = None
     for piece in _pieces(max(bases_per_step, longest)):
+        if piece < longest and not model.causal:
+            break  # it is read whole
         plain = Cut(piece_bases=piece, kept_pieces=kept_pieces or 1, recomputed_layers=recomputed_layers or 0)
         cut = plain
         if kept_pieces is None:

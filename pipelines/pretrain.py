@@ -56,11 +56,11 @@ from dna_mamba.pipelines.planning import (
     tabled_speed,
     this_gpu,
 )
+from dna_mamba.reading.losses import RegionScores, Score, score_regions
 from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import RunRecorder
 from dna_mamba.training.checkpoint import newest_intact, set_aside
 from dna_mamba.training.language_model import Counters, LanguageModel
-from dna_mamba.training.metrics import RegionScores, Score, score_regions
 from dna_mamba.training.optimizer import OptimizerConfig
 
 MARKOV_CHOICE_BASES = 2**22
@@ -281,6 +281,11 @@ def resolve(config: PretrainConfig, machine: Machine | None = None) -> PretrainC
         config: What was asked for.
         machine: Plan for this GPU, which need not be here.
     """
+    if not config.model.causal:
+        raise InputError(
+            f"pretraining predicts the next base, and the pattern {config.model.pattern!r} has layers that read both ways, "
+            f"which have seen it; take layers that read forward"
+        )
     if machine is not None and config.device in ("auto", "cuda"):
         device = "cuda"
     else:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # a report of one command loads nothing of another
     from dna_mamba.pipelines.evaluate import EvaluateResult
     from dna_mamba.pipelines.finetune_species import FinetuneSpeciesResult
     from dna_mamba.pipelines.pretrain import Plan, PretrainResult
-    from dna_mamba.training.metrics import Score
+    from dna_mamba.reading.losses import Score
 
 
 def plan_as_text(plan: "Plan") -> str:

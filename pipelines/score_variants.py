@@ -38,7 +38,7 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.sequences import Reached, load_language_model, read_piece
 from dna_mamba.pipelines.tables import write_rows
-from dna_mamba.training.forks import Allele, AlleleScores, score_alleles
+from dna_mamba.reading.forks import Allele, AlleleScores, score_alleles
 
 FORMATS = (".vcf", ".vcf.gz", ".tsv", ".parquet")
 MAX_ALLELE_BASES = 1 << 20
@@ -341,7 +341,7 @@ def run(
     started = time.monotonic()
     say, warn = say or (lambda words: None), warn or (lambda words: None)
     device = find_device(config.device)
-    model = load_language_model(config.model, device)
+    model = load_language_model(config.model, device, "scoring variants")
     check_is_no_input(config.out, config.variants, config.genome)
     check_writable(config.out)
     reader = VcfReader(config.variants, warn)

@@ -15,19 +15,28 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import from_pretrained
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.evaluate import find_model
+from dna_mamba.reading.pieces import check_causal
 
 Named = tuple[Interval, str]
 """A place and its name."""
 
 
-def load_language_model(path: Path, device: str) -> DnaMamba:
+def load_language_model(path: Path, device: str, next_base: str | None = None) -> DnaMamba:
     """Load a model for reading sequence as it stands, on a device.
 
+    Args:
+        path: Run directory, model directory, or a name.
+        device: cpu or cuda.
+        next_base: What the likelihood of the next base is asked for, in words, if it is.
+
     Raises:
-        InputError: There is none, it is damaged, or it was trained with a start token, which these commands do not write.
+        InputError: There is none, it is damaged, it was trained with a start token, which these commands do not write, or it
+            does not say what comes next.
     """
     directory, _ = find_model(path)
     model, policy = from_pretrained(directory)
+    if next_base is not None:
+        check_causal(model, next_base)
     if policy.get("start_token"):
         raise InputError(
             f"{path} was trained with a start token before each window; evaluate knows it, this command does not yet"

@@ -25,7 +25,7 @@ from dna_mamba.files import WholeFile, check_writable
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.sequences import load_language_model, warn_if_longer
-from dna_mamba.training.metrics import stream_losses
+from dna_mamba.reading.losses import stream_losses
 
 MOST_PANELS = 20
 """Of the picture."""
@@ -128,7 +128,7 @@ def run(
     if config.out is not None and find_spec("pyBigWig") is None:
         raise InputError(f"-o {config.out} needs pyBigWig; pip install pyBigWig, or take --picture alone")
     device = find_device(config.device)
-    model = load_language_model(config.model, device)
+    model = load_language_model(config.model, device, "scoring bases")
     check_writable(config.out, config.picture)
     genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
     regions = [genome.region(text) for text in config.regions]

@@ -25,12 +25,14 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import from_pretrained, save_classifier, shipped
 from dna_mamba.model.classifier import POOLINGS, SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.model.generation import generate
-from dna_mamba.pipelines.embed import EmbedConfig, embed_tokens
-from dna_mamba.training import forks
-from dna_mamba.training.classification import backward_of_classes, scores_in_pieces
-from dna_mamba.training.forks import Allele, score_alleles
-from dna_mamba.training.metrics import losses_in_pieces, score_regions
+from dna_mamba.pipelines.embed import embed_tokens
+from dna_mamba.reading import forks
+from dna_mamba.reading.classes import scores_in_pieces
+from dna_mamba.reading.forks import Allele, score_alleles
+from dna_mamba.reading.generation import generate
+from dna_mamba.reading.losses import losses_in_pieces, score_regions
+from dna_mamba.reading.settings import EmbedConfig
+from dna_mamba.training.classification import backward_of_classes
 from dna_mamba.training.piecewise import backward_in_pieces
 from tests.bad_input.test_tables import HEADER
 from tests.conftest import random_letters

@@ -1,4 +1,4 @@
-"""Work flows data -> model -> training -> pipelines -> cli over kernels; a file imports only from what stands before it."""
+"""Work flows data -> model -> reading -> training -> pipelines -> cli over kernels; a file imports only from what stands before it."""
 
 import ast
 import subprocess
@@ -12,11 +12,24 @@ MAY_IMPORT = {
     "kernels": {"kernels"},
     "dna_mamba/data": {"data", "errors", "files", "signals"},
     "dna_mamba/model": {"kernels", "model", "errors", "files", "values"},
-    "dna_mamba/training": {"kernels", "data", "model", "training", "errors", "files", "progress", "signals", "values"},
+    "dna_mamba/reading": {"kernels", "data", "model", "reading", "errors", "values"},
+    "dna_mamba/training": {
+        "kernels",
+        "data",
+        "model",
+        "reading",
+        "training",
+        "errors",
+        "files",
+        "progress",
+        "signals",
+        "values",
+    },
     "pipelines": {
         "kernels",
         "data",
         "model",
+        "reading",
         "training",
         "pipelines",
         "device",
@@ -30,6 +43,7 @@ MAY_IMPORT = {
 OUTSIDE = {
     "kernels": {"torch", "numpy", "numba", "llvmlite", "triton"},
     "dna_mamba/model": {"torch", "numpy", "safetensors"},
+    "dna_mamba/reading": {"torch", "numpy"},
     "dna_mamba/training": {"torch", "numpy", "safetensors", "lightning", "rich"},
 }
 

@@ -113,6 +113,11 @@ class BackboneConfig:
         return [layer_of(layer, self.width) for layer in self.layers()]
 
     @property
+    def causal(self) -> bool:
+        """Whether no vector depends on a later base."""
+        return all(mixer.causal for mixer in self.mixers())
+
+    @property
     def num_parameters(self) -> int:
         """Parameters of a language model of this configuration, counted without making it."""
         of_layer: dict[int, int] = {}

@@ -20,9 +20,9 @@ from dna_mamba import signals
 from dna_mamba.errors import TerminatedError
 from dna_mamba.model.checkpoints.native import unshared_tensors
 from dna_mamba.progress import Line
+from dna_mamba.reading.losses import Score
 from dna_mamba.training import checkpoint
 from dna_mamba.training.language_model import LanguageModel, NotFiniteError, StepMetrics
-from dna_mamba.training.metrics import Score
 from dna_mamba.training.metrics_csv import COLUMNS, SPEED_COLUMNS, UNUSUAL_COLUMNS, cut_metrics, read_metrics
 
 FLUSH_SECONDS = 1.0

@@ -12,27 +12,8 @@ from torch import Tensor
 
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.state import ModelState
+from dna_mamba.reading.pieces import bounds_of, in_pieces
 from dna_mamba.training.piecewise import backward_of_piece, leaves_of
-
-
-def _bounds(length: int, piece_bases: int) -> list[tuple[int, int]]:
-    return [(start, min(start + piece_bases, length)) for start in range(0, length, piece_bases)]
-
-
-@torch.no_grad()
-def vectors_in_pieces(model: SequenceClassifier, tokens_BT: Tensor, piece_bases: int) -> Tensor:
-    """Give the vectors of sequences of any length in memory for one piece; the same as of one pass up to rounding."""
-    parts, state = [], None
-    for start, end in _bounds(tokens_BT.shape[1], piece_bases):
-        part_BD, state = model.part(tokens_BT[:, start:end], state)
-        parts.append(part_BD)
-    return model.combine(torch.stack(parts), tokens_BT.shape[1])
-
-
-@torch.no_grad()
-def scores_in_pieces(model: SequenceClassifier, tokens_BT: Tensor, piece_bases: int) -> Tensor:
-    """Score sequences of any length in memory for one piece; the same as `model(tokens_BT)` up to rounding."""
-    return model.scores(vectors_in_pieces(model, tokens_BT, piece_bases))
 
 
 def backward_of_classes(
@@ -51,7 +32,7 @@ def backward_of_classes(
         That loss, detached, and scores_BK.
     """
     T = tokens_BT.shape[1]
-    bounds = _bounds(T, piece_bases)
+    bounds = bounds_of(model.backbone, T, piece_bases)
     trains_backbone = any(parameter.requires_grad for parameter in model.backbone.parameters())
 
     def loss_of(parts_PBD: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,14 +44,17 @@ def backward_of_classes(
         loss, scores_BK = loss_of(part_BD[None])
         loss.backward()
         return loss.detach(), scores_BK.detach()
-    entering: list[ModelState | None] = []
+    entering: list[ModelState | None] = [None]
     parts: list[Tensor] = []
-    state: ModelState | None = None
+
+    def read(start: int, end: int, state: ModelState | None) -> tuple[Tensor, ModelState]:
+        return model.part(tokens_BT[:, start:end], state)
+
     with torch.no_grad():
-        for start, end in bounds:
-            entering.append(state)
-            part_BD, state = model.part(tokens_BT[:, start:end], state)
-            parts.append(part_BD)
+        for piece in in_pieces(read, bounds):
+            parts.append(piece.output)
+            entering.append(piece.state)
+    entering.pop()  # nothing follows the last
     parts_PBD = torch.stack(parts).requires_grad_(trains_backbone)
     loss, scores_BK = loss_of(parts_PBD)
     loss.backward()

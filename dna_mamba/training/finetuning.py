@@ -15,7 +15,8 @@ from dna_mamba.data.labelled import LabelledWindows, Place
 from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError, StoppedError
 from dna_mamba.model.classifier import SequenceClassifier
-from dna_mamba.training.classification import backward_of_classes, scores_in_pieces, vectors_in_pieces
+from dna_mamba.reading.classes import scores_in_pieces, vectors_in_pieces
+from dna_mamba.training.classification import backward_of_classes
 from dna_mamba.training.language_model import MAX_SKIPPED_IN_A_ROW
 from dna_mamba.training.optimizer import OptimizerConfig
 

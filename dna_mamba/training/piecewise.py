@@ -14,6 +14,7 @@ from torch import Tensor
 from dna_mamba.kernels.cross_entropy import cross_entropy
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.state import LayerState, ModelState, map_state, tensors_of, with_tensors
+from dna_mamba.reading.pieces import bounds_of, check_causal
 
 
 def sum_of_losses(
@@ -116,10 +117,14 @@ def backward_in_pieces(
         piece_bases: Positions of a sequence computed at once; gradients do not depend on it (up to rounding).
         kept_pieces: How many pieces, the last ones, are computed once, with all that their backward needs kept in memory;
             those before them are computed twice. At least 1.
+
+    Raises:
+        InputError: The model is not causal.
     """
+    check_causal(model, "training on the next base")
     T = tokens_BT.shape[1]
     # piece i holds the predecessors start to end - 1, and predicts start + 1 to end
-    bounds = [(start, min(start + piece_bases, T - 1)) for start in range(0, T - 1, piece_bases)]
+    bounds = bounds_of(model.backbone, T - 1, piece_bases)
     num_again = max(0, len(bounds) - max(1, kept_pieces))
     entering = _entering_states(model, tokens_BT, bounds[:num_again])
 

@@ -5,7 +5,7 @@ import torch
 
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.model.generation import CapturedStep
+from dna_mamba.reading.generation import CapturedStep
 from dna_mamba.training.piecewise import backward_in_pieces
 from tests.kernels.tolerances import THROUGH_PROJECTIONS, relative_error
 

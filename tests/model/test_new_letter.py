@@ -17,17 +17,19 @@ from dna_mamba.model.checkpoints.mamba_ssm import FORMATS, config_for
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import LETTERS, BackboneConfig, Letter
-from dna_mamba.model.generation import CapturedStep, SamplingConfig, generate
 from dna_mamba.model.mixers.mixer import LayerMemory, Mixer
 from dna_mamba.pipelines import planning, pretrain
-from dna_mamba.pipelines.embed import EmbedConfig, embed_tokens
+from dna_mamba.pipelines.embed import embed_tokens
 from dna_mamba.pipelines.planning import Cut, known_gpu, memory_of_step
 from dna_mamba.pipelines.presets import preset
-from dna_mamba.training.classification import backward_of_classes, scores_in_pieces
-from dna_mamba.training.forks import score_alleles
+from dna_mamba.reading.classes import scores_in_pieces
+from dna_mamba.reading.forks import score_alleles
+from dna_mamba.reading.generation import CapturedStep, generate
+from dna_mamba.reading.settings import EmbedConfig, SamplingConfig
+from dna_mamba.training.classification import backward_of_classes
 from dna_mamba.training.optimizer import OptimizerConfig
 from dna_mamba.training.piecewise import backward_in_pieces
-from tests.training.test_forks import alleles_of, from_scratch, tokens_of_length
+from tests.reading.test_forks import alleles_of, from_scratch, tokens_of_length
 
 
 class AverageState(NamedTuple):

@@ -26,7 +26,9 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import save_pretrained
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines import embed as pipeline
-from dna_mamba.pipelines.embed import EmbedConfig, columns_of, embed
+from dna_mamba.pipelines.embed import columns_of, embed
+from dna_mamba.reading.settings import EmbedConfig
+from dna_mamba.reading.vectors import Vectors
 from tests.conftest import ROOT
 
 LENGTHS = (5, 300, 41, 300, 1, 300, 41, 257)
@@ -210,7 +212,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bytes(directory, fasta, tmp_pa
         )
 
     whole = pipeline.run(config("whole"))
-    read_parts, original = [], pipeline._Embedding.read
+    read_parts, original = [], Vectors.read
 
     def ends_at(number):
         def read(self, numbers):
@@ -222,24 +224,22 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bytes(directory, fasta, tmp_pa
         return read
 
     for number in (1, 3):
-        monkeypatch.setattr(pipeline._Embedding, "read", ends_at(number))
+        monkeypatch.setattr(Vectors, "read", ends_at(number))
         with pytest.raises(TerminatedError):
             pipeline.run(config("cut"))
         assert not config("cut").out.exists()
     with open(tmp_path / f".cut.{ending}.unfinished" / "done", "ab") as file:
         file.write(b"4")  # torn: no line end
-    monkeypatch.setattr(
-        pipeline._Embedding, "read", lambda self, numbers: (read_parts.append(numbers), original(self, numbers))
-    )
+    monkeypatch.setattr(Vectors, "read", lambda self, numbers: (read_parts.append(numbers), original(self, numbers)))
     result = pipeline.run(config("cut"))
     assert [n for part in read_parts for n in part] == list(range(8))  # nothing twice, nothing left out
     assert 0 < result.resumed_bases < result.num_bases == whole.num_bases
     assert config("cut").out.read_bytes() == config("whole").out.read_bytes()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
-    monkeypatch.setattr(pipeline._Embedding, "read", ends_at(len(read_parts) + 1))
+    monkeypatch.setattr(Vectors, "read", ends_at(len(read_parts) + 1))
     with pytest.raises(TerminatedError):
         pipeline.run(config("cut"))
-    monkeypatch.setattr(pipeline._Embedding, "read", original)
+    monkeypatch.setattr(Vectors, "read", original)
     told = []
     pipeline.run(config("cut", layer=1), warn=told.append)  # other vectors: none of the old are used
     pipeline.run(config("fresh", layer=1))

@@ -23,8 +23,8 @@ from dna_mamba.pipelines import audit, evaluate, presets, pretrain
 from dna_mamba.pipelines.simulate import SimulateConfig
 from dna_mamba.pipelines.simulate import preset as simulation_preset
 from dna_mamba.pipelines.simulate import run as simulate
+from dna_mamba.reading.losses import Score
 from dna_mamba.training import checkpoint
-from dna_mamba.training.metrics import Score
 from dna_mamba.training.optimizer import OptimizerConfig
 from tests.bad_input.contract import run_command
 from tests.bad_input.test_models import resealed

@@ -10,7 +10,8 @@ from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.classifier import POOLINGS, SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.training.classification import backward_of_classes, scores_in_pieces
+from dna_mamba.reading.classes import scores_in_pieces
+from dna_mamba.training.classification import backward_of_classes
 
 CONFIG = BackboneConfig(pattern="MM", width=16)
 LABELS = ("human", "chimpanzee", "gorilla")

@@ -242,7 +242,7 @@ def test_a_signal_during_validation_still_saves(toy_fasta, tmp_path):
     code = """
 import os, signal, sys
 from dna_mamba.pipelines import pretrain
-from dna_mamba.training.metrics import Score
+from dna_mamba.reading.losses import Score
 original, calls = pretrain.score_regions, []
 def score(*arguments, **options):
     calls.append(1)

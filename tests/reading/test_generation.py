@@ -11,8 +11,9 @@ from dna_mamba.errors import InputError
 from dna_mamba.kernels.next_token import Sampling, probabilities
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.model.generation import SamplingConfig, generate
 from dna_mamba.pipelines.generate import read_prompt
+from dna_mamba.reading.generation import generate
+from dna_mamba.reading.settings import SamplingConfig
 from tests.conftest import dna_mamba
 
 

@@ -6,8 +6,8 @@ import torch
 
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.training import forks
-from dna_mamba.training.forks import Allele, score_alleles
+from dna_mamba.reading import forks
+from dna_mamba.reading.forks import Allele, score_alleles
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,14 @@ from dna_mamba.data.vocabulary import N
 from dna_mamba.kernels.selective_scan import SEGMENT
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.state import ModelState, alike, join, num_bytes, rows_of, tensors_of
-from dna_mamba.training.metrics import acgt_losses
+from dna_mamba.reading.losses import acgt_losses
+from dna_mamba.reading.pieces import PIECES, bounds_of, check_causal, in_pieces, last_of
+from dna_mamba.reading.pieces import Read as PieceReader
 
 Read = Callable[[int, int], np.ndarray]
 """Gives the token ids of positions from (included) to (excluded)."""
 BATCH_BASES = {"cpu": 2**14, "cuda": 2**19}
 MOST_FORKS = 4096
-PIECES = {"cpu": 2**14, "cuda": 2**18}
 N_PIECE = 4096
 """Pieces of this length are looked at for a run of one token that no longer changes the state."""
 MOST_STATE_BYTES = 1 << 32
@@ -95,10 +96,9 @@ def _read_rows(
         first_B = acgt_losses(logits_SV[which_B][:, None], tokens_BT[:, :1])[:, 0].double()
         sums_B -= torch.where(context_B1[:, 0] == 0, first_B, 0.0)
     totals_BD = torch.zeros(len(rows), model.config.width, dtype=torch.float64, device=device) if means else None
-    piece = max(1, BATCH_BASES[device.type] // len(rows))
-    for start in range(0, longest, piece):
-        end = min(start + piece, longest)
-        vectors_BTD, state = model.backbone(tokens_BT[:, start:end], state)
+
+    bounds = bounds_of(model.backbone, longest, max(1, BATCH_BASES[device.type] // len(rows)))
+    for start, end, vectors_BTD, _ in in_pieces(_reader(model, tokens_BT), bounds, state):
         places_T = torch.arange(start, end, device=device)
         if totals_BD is not None:
             counted_BT = (places_T >= context_B1) & (places_T < length_B1)
@@ -110,6 +110,10 @@ def _read_rows(
             sums_B -= torch.where(counted_BT, losses_BT, 0.0).double().sum(1)
     # NaN, and so no distance, where nothing is counted
     return sums_B, None if totals_BD is None else totals_BD / (length_B1 - context_B1)
+
+
+def _reader(model: DnaMamba, tokens_BT: Tensor) -> PieceReader:
+    return lambda start, end, state: model.backbone(tokens_BT[:, start:end], state)
 
 
 def _in_batches(rows: Sequence[tuple[int, _Row]], device: str) -> Iterator[list[tuple[int, _Row]]]:
@@ -242,7 +246,11 @@ def score_alleles(
         right: Bases of right flank, fewer at the end of the sequence; the same in both alleles.
         distance: Give distances of embeddings too, for which REF is read again with each allele.
         on_bases: Called with the position that the pass has reached.
+
+    Raises:
+        InputError: The model is not causal.
     """
+    check_causal(model, "scoring variants")
     scores = _Scores(model, read, length, alleles, right, distance)
     order = sorted(range(len(alleles)), key=lambda n: alleles[n].start)
     if left is not None:
@@ -288,9 +296,8 @@ def _with_short_context(
         state, logits_SV = model.new_state(len(some)), None
         if size:
             tokens_BT = torch.from_numpy(np.stack([scores.read(start - size, start) for start in some])).to(device)
-            piece = max(1, BATCH_BASES[device.type] // len(some))
-            for first in range(0, size, piece):
-                vectors_BTD, state = model.backbone(tokens_BT[:, first : first + piece], state)
+            bounds = bounds_of(model.backbone, size, max(1, BATCH_BASES[device.type] // len(some)))
+            _, _, vectors_BTD, state = last_of(_reader(model, tokens_BT), bounds, state)
             logits_SV = model.head(vectors_BTD[:, -1])
         forks = [(number, row) for row, start in enumerate(some) for number in places[start]]
         scores.read_forks(forks, state, logits_SV, some, reference=True)

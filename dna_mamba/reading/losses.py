@@ -18,9 +18,7 @@ from dna_mamba.data.vocabulary import ACGT, BASE_BITS, BOS, SOFT_MASK, STORE_T, 
 from dna_mamba.kernels.cross_entropy import cross_entropy
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.state import ModelState
-
-CHUNKS = {"cpu": 16_384, "cuda": 2**18}
-"""Bases read at once; the result does not depend on it (up to rounding)."""
+from dna_mamba.reading.pieces import bounds_of, check_causal, in_pieces, piece_on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,11 +53,20 @@ def acgt_losses(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
 def losses_in_pieces(
     model: DnaMamba, tokens_BT: Tensor, piece_bases: int, state: ModelState | None = None
 ) -> Iterator[Tensor]:
-    """Read sequences in pieces with carried state; yield the surprise of each base but the first, in order (B, piece), nats."""
-    for start in range(0, tokens_BT.shape[1] - 1, piece_bases):
-        end = min(start + piece_bases, tokens_BT.shape[1] - 1)
+    """Read sequences in pieces with carried state; yield the surprise of each base but the first, in order (B, piece), nats.
+
+    Raises:
+        InputError: The model is not causal.
+    """
+    check_causal(model, "scoring bases")
+
+    def read(start: int, end: int, state: ModelState | None) -> tuple[Tensor, ModelState]:
         logits_BTV, state = model(tokens_BT[:, start:end], state)
-        yield acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1])
+        return acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1]), state
+
+    bounds = bounds_of(model.backbone, tokens_BT.shape[1] - 1, piece_bases)
+    for piece in in_pieces(read, bounds, state):
+        yield piece.output
 
 
 @torch.no_grad()
@@ -71,25 +78,33 @@ def stream_losses(
     Yields:
         For each stretch of positions, in order and the first position left out (it has no predecessor; with a start
         token it has one): store bytes (uint8) and losses in nats (float32, zero where the base is not A, C, G or T).
+
+    Raises:
+        InputError: The model is not causal.
     """
+    check_causal(model, "scoring bases")
     device = model.lm_head.weight.device
-    chunk = chunk or CHUNKS.get(device.type, CHUNKS["cpu"])
-    state = None
-    previous = torch.full((1, 1), BOS, dtype=torch.uint8, device=device) if policy.start_token else None
-    for start in range(interval.start, interval.end, chunk):
-        stored = genome.stored(interval.contig, start, min(start + chunk, interval.end))
+    chunk = chunk or piece_on(device)
+    first_target = interval.start + (0 if policy.start_token else 1)
+    stored = np.zeros(0, np.uint8)
+
+    def read(start: int, end: int, state: ModelState | None) -> tuple[Tensor, ModelState]:
+        """Take the bases at targets start to end - 1 and each one's predecessor."""
+        nonlocal stored
+        from_start = policy.start_token and start == 0
+        stored = genome.stored(interval.contig, first_target + start - (not from_start), first_target + end)
         tokens_BT = torch.from_numpy((stored & BASE_BITS) + A)[None].to(device)
-        targets_BT = tokens_BT
-        if previous is None:
-            targets_BT, stored = tokens_BT[:, 1:], stored[1:]
-            inputs_BT = tokens_BT[:, :-1]
+        if from_start:
+            tokens_BT = torch.cat([torch.full_like(tokens_BT[:, :1], BOS), tokens_BT], dim=1)
         else:
-            inputs_BT = torch.cat([previous, tokens_BT[:, :-1]], dim=1)
-        previous = tokens_BT[:, -1:]
-        if inputs_BT.shape[1] == 0:
-            continue
-        logits_BTV, state = model(inputs_BT, state)
-        yield stored, acgt_losses(logits_BTV, targets_BT)[0].float().cpu().numpy()
+            stored = stored[1:]
+        logits_BTV, state = model(tokens_BT[:, :-1], state)
+        return acgt_losses(logits_BTV, tokens_BT[:, 1:]), state
+
+    num_targets = interval.end - first_target
+    bounds = bounds_of(model.backbone, num_targets, chunk, first=chunk - (first_target - interval.start))
+    for piece in in_pieces(read, bounds):
+        yield stored, piece.output[0].float().cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +223,7 @@ def loss_by_position(
     With `max_bases`, windows are chosen that are spread over the regions; those that hold nothing but N are passed over.
     """
     device = model.lm_head.weight.device
-    batch_bases = batch_bases or CHUNKS.get(device.type, CHUNKS["cpu"])
+    batch_bases = batch_bases or piece_on(device)
     nats, counts = np.zeros(window_bases), np.zeros(window_bases, np.int64)
     first_target = 0 if policy.start_token else 1
     places = _windows_with_bases(genome, intervals, window_bases, first_target, max_bases)
@@ -219,11 +234,10 @@ def loss_by_position(
         stored = genome.stored_batch([c for c, _ in some], np.array([s for _, s in some]), window_bases)
         # a start token, as in training, but no end token: a base is what is scored
         tokens_BT, _ = tokens_and_weights(torch.from_numpy(stored).to(device), replace(policy, end_token=False))
-        state = None
-        for start in range(0, tokens_BT.shape[1] - 1, batch_bases):
-            end = min(start + batch_bases, tokens_BT.shape[1] - 1)
-            logits_BTV, state = model(tokens_BT[:, start:end], state)
-            losses_BT = acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1]).double().cpu().numpy()
+        end = 0
+        for part_BT in losses_in_pieces(model, tokens_BT, batch_bases):
+            losses_BT = part_BT.double().cpu().numpy()
+            start, end = end, end + losses_BT.shape[1]
             positions = slice(start + first_target, end + first_target)
             known_BT = (stored[:, positions] & BASE_BITS) <= STORE_T
             nats[positions] += losses_BT.sum(0)

@@ -1,7 +1,6 @@
 # Shapes: B sequences, V vocabulary
 """One base at a time with carried states."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,9 @@ from dna_mamba.errors import InputError
 from dna_mamba.kernels.next_token import Sampling, next_token
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.state import ModelState, repeated, tensors_of
-from dna_mamba.values import real, whole
+from dna_mamba.reading.pieces import bounds_of, check_causal, last_of
+from dna_mamba.reading.settings import SamplingConfig
+from dna_mamba.values import whole
 
 A = 7
 ACGT = slice(A, A + 4)
@@ -75,33 +76,6 @@ class CapturedStep:
         self._tokens_B.copy_(tokens_B)
         self._graph.replay()
         return self._logits_BV
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingConfig:
-    """How the next base is drawn from the scores of A, C, G and T; nothing else is ever drawn."""
-
-    temperature: float = 1.0
-    """Scores are divided by it; 0 takes the likeliest base."""
-    top_k: int = 4
-    """Draw from so many likeliest bases."""
-    top_p: float = 1.0
-    """Draw from the fewest likeliest bases that together have this probability (Holtzman et al. 2020)."""
-
-    def __post_init__(self) -> None:
-        temperature, top_p, top_k = real(self.temperature), real(self.top_p), whole(self.top_k)
-        if temperature is None or top_p is None or top_k is None:
-            raise InputError(
-                f"temperature {self.temperature!r}, top_p {self.top_p!r}: expected numbers; top_k a whole one"
-            )
-        for name, value in (("temperature", temperature), ("top_p", top_p), ("top_k", top_k)):
-            object.__setattr__(self, name, value)  # NumPy's numbers as Python's
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(f"temperature {self.temperature} must be a number from 0 up")
-        if not 1 <= self.top_k <= 4:
-            raise InputError(f"top_k {self.top_k} must be 1 to 4: there are four bases")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p} must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +157,7 @@ def generate(
         on_bases: Called with the bases of each sequence that are done, now and then.
 
     Raises:
-        InputError: The prompt is empty, or a number is not positive.
+        InputError: The prompt is empty, a number is not positive, or the model is not causal.
     """
     if not len(prompt_T):
         raise InputError("the prompt is empty; give at least one base")
@@ -195,12 +169,15 @@ def generate(
     length, num_sequences, seed = map(int, given)
     if length < 1 or num_sequences < 1:
         raise InputError(f"{num_sequences} sequences of {length} bases were asked for; both must be at least 1")
+    check_causal(model, "generating")
     device = model.lm_head.weight.device
-    state: ModelState | None = None
-    for start in range(0, len(prompt_T) - 1, piece_bases):
-        piece_T = prompt_T[start : min(start + piece_bases, len(prompt_T) - 1)]
-        _, state = model(piece_T[None].to(device), state)
-    own = model.step_state(repeated(state or model.new_state(1), num_sequences), len(prompt_T) + length)
+
+    def read(start: int, end: int, state: ModelState | None) -> tuple[Tensor, ModelState]:
+        return model(prompt_T[None, start:end].to(device), state)
+
+    bounds = bounds_of(model.backbone, len(prompt_T) - 1, piece_bases)
+    state = last_of(read, bounds).state if bounds else model.new_state(1)
+    own = model.step_state(repeated(state, num_sequences), len(prompt_T) + length)
     draw = Draw(model, own, prompt_T[-1:].to(device).expand(num_sequences), config or SamplingConfig(), seed)
     step = captured(draw) if device.type == "cuda" else draw
     tokens_BT = torch.zeros(num_sequences, length, dtype=torch.uint8)

@@ -14,7 +14,7 @@ from dna_mamba.data.samples import Stretch
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.evaluate import score_by_context
-from dna_mamba.training.metrics import Score, _windows_with_bases, acgt_losses, loss_by_position, score_regions
+from dna_mamba.reading.losses import Score, _windows_with_bases, acgt_losses, loss_by_position, score_regions
 from tests.conftest import random_letters
 
 
