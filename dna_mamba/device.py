@@ -1,4 +1,4 @@
-"""Which device a command runs on."""
+"""Which device a command runs on, and in which precision."""
 
 from dna_mamba.errors import InputError
 
@@ -18,3 +18,8 @@ def find_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
     return device
+
+
+def find_precision(precision: str, device: str) -> str:
+    """Turn auto into bf16 on a GPU and fp32 on a CPU."""
+    return precision if precision != "auto" else "bf16" if device == "cuda" else "fp32"

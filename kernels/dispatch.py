@@ -5,7 +5,8 @@ import os
 
 import torch
 
-IMPLEMENTATIONS = ("auto", "naive", "cpu", "triton")
+from dna_mamba.kernels.implementations import IMPLEMENTATIONS
+
 COMPILED = (torch.float32, torch.bfloat16)
 """Dtypes that the compiled implementations take."""
 

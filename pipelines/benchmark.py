@@ -19,41 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dna_mamba.errors import InputError, nearest
 from dna_mamba.kernels.selective_scan import selective_scan
 from dna_mamba.pipelines import run_directory
-
-EXTRAS = ("transformers", "million")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScanBenchConfig:
-    """Shape of the scan and what to run beside it."""
-
-    batch: int = 1
-    length: int = 16384
-    channels: int = 256
-    states: int = 16
-    repeats: int = 5
-    extras: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for extra in self.extras:
-            if extra not in EXTRAS:
-                raise InputError(f"--with {extra!r} is unknown{nearest(extra, EXTRAS)}; choose {', '.join(EXTRAS)}")
-        if min(self.batch, self.length, self.channels, self.states, self.repeats) < 1:
-            raise InputError("--batch, --length, --channels, --states and --repeats must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenomeBenchConfig:
-    """Size of the made-up genome."""
-
-    megabases: int = 32
-
-    def __post_init__(self) -> None:
-        if self.megabases < 4:
-            raise InputError("--megabases must be at least 4")
+from dna_mamba.pipelines.configs.bench import GenomeBenchConfig, ScanBenchConfig
 
 
 @dataclass(frozen=True, kw_only=True)

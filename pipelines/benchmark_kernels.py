@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dna_mamba.device import find_device
+from dna_mamba.device import find_device, find_precision
 from dna_mamba.errors import InputError
 from dna_mamba.kernels.causal_conv1d import causal_conv1d
 from dna_mamba.kernels.cross_entropy import cross_entropy
@@ -25,6 +25,7 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.model.mixers.mamba import MambaConfig
 from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result, quiet
+from dna_mamba.pipelines.configs.bench import KernelBenchConfig
 from dna_mamba.reading.generation import CapturedStep, Draw, captured
 from dna_mamba.reading.settings import SamplingConfig
 
@@ -39,38 +40,6 @@ SHAPES = (
 """(batch, channels, length) of docs/benchmarks.md."""
 SMALL_SHAPES = ((1, 128, 4096), (16, 128, 250))
 """For a CPU."""
-WHAT = ("scan", "conv", "norm", "loss", "step", "block")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KernelBenchConfig:
-    """What to time and where."""
-
-    what: str
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    precision: str = "auto"
-    """fp32 or bf16 inputs; auto is bf16 on a GPU."""
-    shapes: tuple[tuple[int, int, int], ...] = ()
-    """(batch, channels, length); of a block the channels are its model width. None is a list of typical ones."""
-    states: int = 16
-    repeats: int = 7
-    competitors: bool = True
-    """Time others too where there is a GPU."""
-
-    def __post_init__(self) -> None:
-        if self.what not in WHAT:
-            raise InputError(f"bench {self.what!r} is unknown; choose {', '.join(WHAT)}")
-        if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(
-                f"device {self.device!r} and precision {self.precision!r} must be auto, cpu or cuda, and auto, fp32 or bf16"
-            )
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
-        if self.repeats < 1 or self.states < 1 or any(min(shape) < 1 for shape in self.shapes):
-            raise InputError("repeats, states, batch, channels and length must be at least 1")
-        if self.states > MAX_STATES:
-            raise InputError(f"{self.states} states: the kernels that are timed take 1 to {MAX_STATES}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +204,10 @@ def run(
     config: KernelBenchConfig, *, on_phase: Callable[[str], None] | None = None, on_row: OnRow | None = None
 ) -> BenchResult:
     """Measure the ceilings, then time what is asked for."""
+    if config.states > MAX_STATES:
+        raise InputError(f"{config.states} states: the kernels that are timed take 1 to {MAX_STATES}")
     device = find_device(config.device)
-    precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
+    precision = find_precision(config.precision, device)
     if config.what == "loss":
         precision = "fp32"  # of logits
     say = on_phase or (lambda words: None)

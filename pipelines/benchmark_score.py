@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +16,10 @@ from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
+from dna_mamba.pipelines.configs.bench import ScoreBenchConfig
 from dna_mamba.pipelines.score_variants import score_records
 from dna_mamba.pipelines.sequences import load_language_model
 from dna_mamba.reading.generation import ACGT
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreBenchConfig:
-    """What to time."""
-
-    model: str = "human-4x64"
-    variants: str | None = None
-    """VCF; without it the 2,968 records in the package, on the genome in the package."""
-    genome: str = "demo"
-    records: int = 32
-    """So many, drawn at random, are scored from scratch, and their time is scaled."""
-    left: int = 16_384
-    """Context from scratch."""
-    right: int = 512
-    batch: int = 32
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if min(self.records, self.left, self.right, self.batch) < 1:
-            raise InputError("--records, --left, --right and --batch must be at least 1")
 
 
 @torch.no_grad()

@@ -12,24 +12,13 @@ from dna_mamba.errors import InputError
 from dna_mamba.files import write_json, write_text
 from dna_mamba.pipelines import finetune_species, simulate
 from dna_mamba.pipelines.class_metrics import Share
+from dna_mamba.pipelines.configs.bench import SpeciesBenchConfig
+from dna_mamba.pipelines.configs.species import FinetuneSpeciesConfig, LikelihoodRatioConfig, small
 from dna_mamba.pipelines.finetune_species import LengthResult
-from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig
 
 LEAK_CONFIDENCE = 0.99
 MARK = "benchmark.json"
 WRITTEN = {MARK, "on", "off", "finetune-on", "finetune-off", "confusion-on.png", "confusion-off.png", "table.md"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SpeciesBenchConfig:
-    """What to measure."""
-
-    genome: str = "demo"
-    seq_len: int = 4096
-    quick: bool = False
-    """Leave the likelihood-ratio baseline out."""
-    seed: int = 0
-    likelihood_ratio_steps: int = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +81,8 @@ class SpeciesBenchResult:
         return "\n".join([*lines, "", f"with insertions the model is {model}", f"leak test: {words}"])
 
 
-def _config(config: SpeciesBenchConfig, manifest: Path) -> finetune_species.FinetuneSpeciesConfig:
-    base = finetune_species.small(str(manifest))
+def _config(config: SpeciesBenchConfig, manifest: Path) -> FinetuneSpeciesConfig:
+    base = small(str(manifest))
     steps = 0 if config.quick else config.likelihood_ratio_steps
     evaluation = replace(
         base.evaluation, likelihood_ratio=LikelihoodRatioConfig(steps=steps), repeats_stripped=False, seed=config.seed

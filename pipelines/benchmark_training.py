@@ -4,7 +4,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +16,15 @@ from dna_mamba.data.length_warmup import Stage
 from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
 from dna_mamba.data.splits import default_split
 from dna_mamba.data.windows import plan_windows
-from dna_mamba.device import find_device
-from dna_mamba.errors import InputError
+from dna_mamba.device import find_device, find_precision
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
+from dna_mamba.pipelines.configs.bench import TrainBenchConfig
 from dna_mamba.pipelines.planning import Cut, choose_cut, memory_of_step, this_gpu
 from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainBenchConfig:
-    """What to time."""
-
-    models: tuple[str, ...] = ("6x128",)
-    lengths: tuple[int, ...] = (1024,)
-    bases_per_step: int = 2**20
-    piece_bases: int | None = None
-    recomputed_layers: int = 0
-    """With piece_bases: so many layers are computed again."""
-    device: str = "auto"
-    precision: str = "auto"
-    repeats: int = 5
-    profile: bool = False
-
-    def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(
-                f"device {self.device!r} and precision {self.precision!r} must be auto, cpu or cuda, and auto, fp32 or bf16"
-            )
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device 'cuda' was asked for, but torch sees no GPU; dna-mamba doctor says why")
-        if not self.models or not self.lengths:
-            raise InputError("--model and --seq-len need at least one value each")
-        if not all(2 <= length <= 2**32 for length in self.lengths):
-            raise InputError(f"lengths {list(self.lengths)} must lie between 2 and 2^32")
-        if not (1 <= self.repeats <= 10**6 and 1 <= self.bases_per_step <= 2**32 and self.recomputed_layers >= 0):
-            raise InputError(
-                "repeats must lie between 1 and 10^6, bases per step between 1 and 2^32, recomputed layers not below 0"
-            )
-        if self.recomputed_layers and self.piece_bases is None:
-            raise InputError("recomputed layers are chosen with the piece unless a piece length is given")
-        if self.piece_bases is not None and not 16 <= self.piece_bases <= 2**40:
-            raise InputError(f"piece length {self.piece_bases} must lie between 16 and 2^40")
 
 
 def run(
@@ -70,7 +33,7 @@ def run(
     """Time optimizer steps of every model at every length."""
     say = on_phase or (lambda words: None)
     device = find_device(config.device)
-    precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
+    precision = find_precision(config.precision, device)
     rows = Rows(on_row)
     for size in config.models:
         pattern, width = parse_size(size)

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
+from dna_mamba.pipelines.configs.bench import VcfBenchConfig
 
 OURS = """
 import json, re, sys, time
@@ -34,18 +34,6 @@ seconds = time.perf_counter() - started
 memory = int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]) / 1024
 print(json.dumps([seconds, memory, 0]))
 """
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VcfBenchConfig:
-    """Sizes of the files."""
-
-    records: tuple[int, ...] = (100_000, 1_000_000)
-    samples: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.records or min(self.records) < 1 or not 1 <= self.samples <= 10_000:
-            raise InputError("--records must be at least 1 each, --samples 1 to 10,000")
 
 
 def _lines(records: int, samples: int) -> Iterator[str]:

@@ -19,7 +19,6 @@ from dna_mamba.files import json_text, whole_directory
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.certificate import naive_logits
 from dna_mamba.model.checkpoints.mamba_ssm import (
-    FORMATS,
     SIDE_FILE,
     TRANSFORMERS,
     config_for,
@@ -30,34 +29,12 @@ from dna_mamba.model.checkpoints.mamba_ssm import (
 )
 from dna_mamba.model.checkpoints.native import from_pretrained, read_fingerprints, read_trained_on, save_pretrained
 from dna_mamba.pipelines.config_files import read_config as read_values
+from dna_mamba.pipelines.configs.models import ExportConfig, ImportConfig
 from dna_mamba.pipelines.evaluate import find_model
 
 PROBE_BASES, CERTIFIED_BASES = 512, 200
 LARGEST_DIFFERENCE = 1e-3
 """Of a logit, over the largest of all: float32 against float64 differs by some 1e-5."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImportConfig:
-    """What to read and where to write."""
-
-    checkpoint: Path
-    out: Path
-    token_ids: tuple[int, ...] | None = None
-    """Its ids of A, C, G, T and N; without them it has ours."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportConfig:
-    """What to write and for whom."""
-
-    model: Path
-    out: Path
-    format: str = TRANSFORMERS
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise InputError(f"--format {self.format!r} is unknown; choose {' or '.join(FORMATS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from dna_mamba.files import check_is_no_input, write_table
 from dna_mamba.model.checkpoints.native import load_classifier
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.implementation import implementation_for
+from dna_mamba.pipelines.configs.read import ClassifyConfig
 from dna_mamba.pipelines.sequences import open_sequences, read_piece, warn_if_longer
 from dna_mamba.reading.classes import vectors_of
 
@@ -28,31 +29,6 @@ PIECES = {"cpu": 2**14, "cuda": 2**20}
 MOST_AT_ONCE = 512
 NO_BASE = "no_base"
 """Answer where a sequence holds no A, C, G or T; its probabilities are left empty."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassifyConfig:
-    """What to classify."""
-
-    model: Path
-    """Model directory of a classifier, a fine-tuning run with one length, or the folder of a length in it."""
-    sequences: str
-    """FASTA (plain, gzip, bgzip), GenBank or genome store: a row a record; or BED, with a genome: a row an interval."""
-    genome: str | None = None
-    """Genome that a BED refers to."""
-    window_bases: int | None = None
-    """A row for each window of so many bases, side by side, the last one shorter; none reads records in full."""
-    out: Path | None = None
-    rna: bool = False
-    """Read U of a file as T."""
-    device: str = "auto"
-    piece_bases: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.window_bases is not None and self.window_bases < 1:
-            raise InputError(f"--window {self.window_bases} must be at least 1 base")
-        if self.piece_bases is not None and self.piece_bases < 1:
-            raise InputError(f"piece_bases {self.piece_bases} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ import hashlib
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,10 @@ from dna_mamba.data.vocabulary import N, count_uracil, reverse_complement_tokens
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError, check_regular
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.pipelines.configs.read import EmbedRunConfig
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.sequences import Named, load_language_model, open_sequences, read_piece, warn_if_longer
-from dna_mamba.pipelines.vector_files import UnfinishedVectors, check_format, write_file
+from dna_mamba.pipelines.vector_files import UnfinishedVectors, write_file
 from dna_mamba.reading.settings import EmbedConfig
 from dna_mamba.reading.vectors import Reader, Vectors, num_rows_of
 
@@ -195,31 +196,6 @@ def embed_tokens(
     return _embed(model, of_tokens(sequences, [""] * len(sequences)), config, piece_bases)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedRunConfig:
-    """What to embed, and where to."""
-
-    model: Path
-    sequences: str
-    """FASTA, GenBank file or genome store; BED with `genome`; .csv or .tsv with a column named sequence."""
-    out: Path
-    genome: str | None = None
-    window_bases: int | None = None
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
-    shard: tuple[int, int] = (1, 1)
-    """This one, from 1, of so many; joined in order they are the one run, to the bit. One may be empty."""
-    rna: bool = False
-    """Read U of a file as T."""
-    device: str = "auto"
-    piece_bases: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.shard[0] <= self.shard[1] <= 10**6:
-            raise InputError(f"--shard {self.shard[0]}/{self.shard[1]} is not i/n with i from 1 to n")
-        if self.window_bases is not None and self.window_bases < 1:
-            raise InputError(f"--window {self.window_bases} must be at least 1 base")
-
-
 @dataclass(frozen=True, kw_only=True)
 class EmbedResult:
     """What was written."""
@@ -292,7 +268,6 @@ def run(
     started = time.monotonic()
     warn = warn or (lambda words: None)
     device = find_device(config.device)
-    check_format(config.out)
     model = load_language_model(config.model, device)
     config.embed.layer_of(model)
     sequences = _open(config, on_progress, warn)

@@ -15,7 +15,7 @@ from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, each_base_once, subtract
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.samples import Stretch, sample
-from dna_mamba.data.selection import DEMO, TEST_BASES, DataConfig, load_genome, load_split
+from dna_mamba.data.selection import DEMO, DataConfig, load_genome, load_split
 from dna_mamba.data.windows import known_bases
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError, check_regular
@@ -24,39 +24,13 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import SHIPPED, from_pretrained, shipped
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.config_files import read_config
+from dna_mamba.pipelines.configs.read import EvaluateConfig
 from dna_mamba.pipelines.hub import HUB_ID, from_hub
 from dna_mamba.reading.losses import RegionScores, Score, loss_by_position, score_regions
 from dna_mamba.reading.pieces import check_causal
 
 CONTEXT_BASES = 2**18
 """Bases read for each row of the table of loss against context, at most, but always 16 windows."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
-    """Which model on which bases."""
-
-    model: Path
-    genome: str | None = None
-    split: str = "test"
-    split_file: Path | None = None
-    valid: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-    regions: tuple[str, ...] = ()
-    window_bases: int = 8192
-    max_bases: int = TEST_BASES
-    rna: bool = False
-    """Read U of the genome as T."""
-    device: str = "auto"
-    out: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.window_bases < 2 or self.max_bases < 2:
-            raise InputError("--window and --max-bases must be at least 2 bases")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"device {self.device!r} is unknown; choose auto, cpu or cuda")
-        if self.regions and (self.split != "test" or self.split_file is not None or self.valid or self.test):
-            raise InputError("--region scores these regions alone; leave out --split, --split-file, --valid and --test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 from dna_mamba.errors import InputError
 from dna_mamba.model.config import parse_size
 from dna_mamba.pipelines.config_files import load_yaml, override, parse_assignments, read_config, refuse_derived
-from dna_mamba.pipelines.finetune_species import FinetuneSpeciesConfig, config_of_run, preset
+from dna_mamba.pipelines.configs.species import FinetuneSpeciesConfig, config_of_run, preset
 from dna_mamba.pipelines.pretrain_settings import given_values
 
 

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import torch
 from dna_mamba import signals
 from dna_mamba.data.build import Progress
 from dna_mamba.data.labelled import LabelledWindows, Place, write_places
-from dna_mamba.device import find_device
-from dna_mamba.errors import InputError, Interrupted, StoppedError, TerminatedError, nearest
+from dna_mamba.device import find_device, find_precision
+from dna_mamba.errors import InputError, Interrupted, StoppedError, TerminatedError
 from dna_mamba.files import write_json, write_text
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import (
@@ -29,147 +29,30 @@ from dna_mamba.model.checkpoints.native import (
     save_classifier,
     unshared_tensors,
 )
-from dna_mamba.model.classifier import POOLINGS, SequenceClassifier
+from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines import run_directory
 from dna_mamba.pipelines.class_metrics import Baseline, ClassReport, Share, baselines, draw_confusion, report
-from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
+from dna_mamba.pipelines.config_files import dump_yaml
+from dna_mamba.pipelines.configs.species import FinetuneSpeciesConfig, config_of_run
 from dna_mamba.pipelines.evaluate import find_model
-from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, LabelledGenomes, describe, identity, open_labelled
-from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig, likelihood_ratio
+from dna_mamba.pipelines.labelled_genomes import LabelledGenomes, describe, identity, open_labelled
+from dna_mamba.pipelines.likelihood_ratio import likelihood_ratio
 from dna_mamba.pipelines.oracle import attainable, counted, read_truth
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.planning import check_main_memory, choose_cut, this_gpu
 from dna_mamba.pipelines.simulate import TRUTH
 from dna_mamba.training import checkpoint
 from dna_mamba.training.checkpoint import newest_intact
-from dna_mamba.training.finetuning import FinetuneConfig, FinetuneStep, finetune, probabilities
+from dna_mamba.training.finetuning import FinetuneStep, finetune, probabilities
 from dna_mamba.training.language_model import MAX_SKIPPED_IN_A_ROW
-from dna_mamba.training.optimizer import OptimizerConfig
 
 MOST_BASELINE_BASES = 1 << 28
 """Windows of the baselines are fewer where they would hold more."""
 MAX_MASKED = 0.1
 """Largest share of soft-masked bases in the windows that are called free of repeats."""
 COLUMNS = ("step", "epoch", "window_bases", "loss", "accuracy", "gradient_norm", "learning_rate")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SpeciesEvaluationConfig:
-    """What is scored."""
-
-    valid_windows: int = 1000
-    """After each epoch; the best epoch is kept."""
-    test_windows: int = 2000
-    """Once, at the end."""
-    seed: int = 0
-    """Of the windows to validate and test on; they do not depend on the seed of the training."""
-    baseline_windows: int = 4000
-    """Training windows of the k-mer and GC baselines; 0 leaves them out."""
-    likelihood_ratio: LikelihoodRatioConfig = field(default_factory=LikelihoodRatioConfig)
-    repeats_stripped: bool = True
-    """Score windows with few soft-masked bases too, where all assemblies are soft-masked."""
-
-    def __post_init__(self) -> None:
-        for name in ("valid_windows", "test_windows"):
-            if not 2 <= getattr(self, name) <= 10**7:
-                raise InputError(f"evaluation: {name} {getattr(self, name)} must lie between 2 and 10,000,000")
-        if not 0 <= self.seed < 2**62:
-            raise InputError(f"evaluation: seed {self.seed} must lie between 0 and 2^62")
-        if not 0 <= self.baseline_windows <= 10**7:
-            raise InputError(f"evaluation: baseline_windows {self.baseline_windows} must lie between 0 and 10,000,000")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneSpeciesConfig:
-    """A fine-tuning run in full."""
-
-    preset: str = "paper"
-    data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
-    seq_lens: tuple[int, ...] = (1024,)
-    """Window lengths, one classifier each."""
-    checkpoint: str | None = None
-    """Run or model directory to begin with, perhaps with {seq_len} in it; none trains from scratch."""
-    model: BackboneConfig | None = None
-    """Sizes from scratch, 12 x 128 if nothing is said; a checkpoint brings its own."""
-    pooling: str = "last"
-    frozen: bool = False
-    """Train the head alone."""
-    recipe: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(seq_len=1024))
-    """Its seq_len is replaced by each of seq_lens."""
-    evaluation: SpeciesEvaluationConfig = field(default_factory=SpeciesEvaluationConfig)
-    piece_bases: int | None = None
-    """Positions computed at once; none chooses from the memory of the GPU."""
-    checkpoint_every_steps: int = 256
-    device: str = "auto"
-    precision: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.data.manifest:
-            raise InputError(
-                "finetune species needs --manifest: a YAML file, or great-apes or hyenadna-5 from the package"
-            )
-        if self.pooling not in POOLINGS:
-            raise InputError(
-                f"pooling {self.pooling!r} is unknown{nearest(self.pooling, POOLINGS)}; choose {', '.join(POOLINGS)}"
-            )
-        if self.frozen and self.checkpoint is None:
-            raise InputError("--frozen trains the head of a pretrained model; name one with --checkpoint")
-        if self.checkpoint is not None and self.model is not None:
-            raise InputError(
-                f"model.* does nothing beside checkpoint {self.checkpoint!r}, which brings its own sizes; leave it out, or set "
-                f"checkpoint=null to train from scratch"
-            )
-        if not self.seq_lens or len(set(self.seq_lens)) < len(self.seq_lens):
-            raise InputError(f"seq_lens {list(self.seq_lens)} must be one or more different lengths")
-        for length in self.seq_lens:
-            self.recipe_of(length)
-        if self.checkpoint_every_steps < 1:
-            raise InputError(f"checkpoint_every_steps {self.checkpoint_every_steps} must be at least 1")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(f"precision {self.precision!r} is unknown; choose auto, fp32 or bf16")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed {self.seed} must lie between 0 and 2^63 - 1")
-
-    def recipe_of(self, length: int) -> FinetuneConfig:
-        """Give the recipe at a window length."""
-        return replace(self.recipe, seq_len=length)
-
-
-def paper(manifest: str) -> FinetuneSpeciesConfig:
-    """The Mamba paper's recipe; only the vectors are standardized, which the paper does not do."""
-    evaluation = SpeciesEvaluationConfig(likelihood_ratio=LikelihoodRatioConfig(steps=256))
-    return FinetuneSpeciesConfig(data=LabelledDataConfig(manifest=manifest), evaluation=evaluation)
-
-
-def small(manifest: str) -> FinetuneSpeciesConfig:
-    """Minutes on two CPU cores: mean pooling, 4 epochs of 75 steps of 8 windows, from the model in the package."""
-    return FinetuneSpeciesConfig(
-        preset="small",
-        data=LabelledDataConfig(manifest=manifest),
-        checkpoint="human-4x64",
-        pooling="mean",
-        recipe=FinetuneConfig(
-            seq_len=1024,
-            epochs=4,
-            steps_per_epoch=75,
-            batch=8,
-            optimizer=OptimizerConfig(peak_rate=3e-3, final_rate=1e-5, warmup_share=0.1, fewest_warmup_steps=0),
-        ),
-        evaluation=SpeciesEvaluationConfig(valid_windows=200, test_windows=600, baseline_windows=3000),
-    )
-
-
-PRESETS = {"paper": paper, "small": small}
-
-
-def preset(name: str, manifest: str) -> FinetuneSpeciesConfig:
-    """Find a preset by name."""
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r} is unknown{nearest(name, PRESETS)}; choose {', '.join(PRESETS)}")
-    return PRESETS[name](manifest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +82,7 @@ class FinetuneSpeciesResult:
 def resolve(config: FinetuneSpeciesConfig) -> FinetuneSpeciesConfig:
     """Replace 'auto' by what it means on this machine, and paths by absolute ones."""
     device = find_device(config.device)
-    precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
+    precision = find_precision(config.precision, device)
     data = config.data
 
     def absolute(name: str | None) -> str | None:
@@ -385,17 +268,6 @@ def run(
 
 def _is_simulated(config: FinetuneSpeciesConfig) -> bool:
     return (Path(config.data.manifest).parent / TRUTH).exists()
-
-
-def config_of_run(out: Path) -> FinetuneSpeciesConfig:
-    """Read the configuration of a run."""
-    path = out / "config.yaml"
-    if not path.exists():
-        raise InputError(f"--resume: {out} holds no run to go on with (no config.yaml in it)")
-    values = load_yaml(path)
-    if values.get("checkpoint") is not None:
-        values["model"] = None  # runs of older versions wrote one down that was not used
-    return read_config(FinetuneSpeciesConfig, values, str(path))
 
 
 def _check_same(config: FinetuneSpeciesConfig, genomes: LabelledGenomes, out: Path) -> None:

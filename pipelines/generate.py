@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,41 +15,14 @@ from dna_mamba.data.vocabulary import T, tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
+from dna_mamba.pipelines.configs.read import GenerateConfig
 from dna_mamba.pipelines.sequences import load_language_model, warn_if_longer
 from dna_mamba.reading.generation import generate
-from dna_mamba.reading.settings import SamplingConfig
 
 LINE = 60
-MOST_BASES = 1 << 32
 LONGEST_NAME = 200
 """Longer letters are never looked for as a file."""
 LETTERS = re.compile(r"[A-Za-z]+")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenerateConfig:
-    """What to generate."""
-
-    model: Path
-    prompt: str = "ACGT"
-    """Letters, or a file: FASTA, GenBank or genome store, whose first record is the prompt."""
-    length: int = 1000
-    """New bases of each sequence."""
-    num: int = 1
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    seed: int = 0
-    rna: bool = False
-    """Read U of the prompt as T."""
-    device: str = "auto"
-    out: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.length < 1 or self.num < 1 or self.length * self.num > MOST_BASES:
-            raise InputError(
-                f"--num {self.num} sequences of --length {self.length}: both must be at least 1, together at most 2^32 bases"
-            )
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed} must lie between 0 and 2^63 - 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,28 +12,11 @@ from dna_mamba.data.datamodule import StepBatch
 from dna_mamba.data.labelled import LabelledWindows, Place
 from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
 from dna_mamba.data.vocabulary import A
-from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.pipelines.configs.species import LikelihoodRatioConfig
 from dna_mamba.reading.losses import losses_in_pieces
 from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LikelihoodRatioConfig:
-    """How the model of each class is trained, from where the classifier begins."""
-
-    steps: int = 0
-    """Of each class; 0 leaves this baseline out."""
-    batch: int = 8
-    peak_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.steps <= 10**9 or not 1 <= self.batch <= 10**6 or not 0 < self.peak_rate < 1:
-            raise InputError(
-                f"likelihood_ratio: steps {self.steps} must not be negative, batch {self.batch} at least 1, peak_rate "
-                f"{self.peak_rate} between 0 and 1"
-            )
 
 
 @torch.no_grad()

@@ -17,44 +17,16 @@ from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_writable
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.pipelines.configs.score import MutateConfig
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
-from dna_mamba.pipelines.score_variants import check_context
 from dna_mamba.pipelines.sequences import Reached, load_language_model, read_piece
-from dna_mamba.pipelines.tables import FORMATS, write_rows
+from dna_mamba.pipelines.tables import write_rows
 from dna_mamba.reading.forks import Allele, score_alleles
 
 COLUMNS = {"contig": str, "pos": int, "ref": str, "alt": str, "DMLLR": float}
 MOST_BASES = 1 << 20
 MOST_DRAWN = 3000
 """Bases of a heat-map; a wider one shows nothing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MutateConfig:
-    """What to mutate."""
-
-    model: Path
-    genome: str
-    region: str
-    """1-based, both ends included: chr20:9,000,001-9,000,200."""
-    out: Path | None = None
-    """.tsv or .parquet."""
-    picture: Path | None = None
-    left: int | None = 16_384
-    """Bases before the region where its one pass begins; none begins at the contig's first."""
-    right: int = 512
-    strands: str = "forward"
-    rna: bool = False
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.out is None and self.picture is None:
-            raise InputError("mutate writes a file: say where with -o table.tsv, --picture heat-map.png or both")
-        if self.out is not None and self.out.suffix not in FORMATS:
-            raise InputError(f"-o {self.out} must end in {' or '.join(FORMATS)}: the ending says the format")
-        if self.picture is not None and self.picture.suffix.lower() != ".png":
-            raise InputError(f"--picture {self.picture} must end in .png")
-        check_context(self.left, self.right, self.strands)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.pipelines.pretrain import PretrainConfig, TrainingConfig
+from dna_mamba.pipelines.configs.pretrain import PretrainConfig, TrainingConfig
 from dna_mamba.training.optimizer import OptimizerConfig
 
 

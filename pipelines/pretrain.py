@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,21 @@ from dna_mamba.data.fingerprints import fingerprints
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, subtract
 from dna_mamba.data.length_warmup import Stage, lengths, plan_stages
-from dna_mamba.data.markov import MAX_ORDER, STRENGTHS, MarkovModels
+from dna_mamba.data.markov import STRENGTHS, MarkovModels
 from dna_mamba.data.samples import Stretch, sample
-from dna_mamba.data.selection import DEMO, TEST_BASES, DataConfig, load_genome, load_split
+from dna_mamba.data.selection import DEMO, load_genome, load_split
 from dna_mamba.data.splits import Split
 from dna_mamba.data.vocabulary import BASE_BITS
 from dna_mamba.data.windows import Windows, check_length, known_bases, plan_windows, read_by
-from dna_mamba.device import find_device
+from dna_mamba.device import find_device, find_precision
 from dna_mamba.errors import InputError, Interrupted, StoppedError
 from dna_mamba.files import write_json, write_text
-from dna_mamba.kernels.dispatch import IMPLEMENTATIONS
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import can_be_read, copy_tensors, from_pretrained, save_pretrained
-from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines import run_directory
 from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
+from dna_mamba.pipelines.configs.pretrain import PretrainConfig, TrainingConfig
 from dna_mamba.pipelines.planning import (
     Cut,
     Machine,
@@ -61,112 +60,9 @@ from dna_mamba.training import checkpoint
 from dna_mamba.training.callbacks import RunRecorder
 from dna_mamba.training.checkpoint import newest_intact, set_aside
 from dna_mamba.training.language_model import Counters, LanguageModel
-from dna_mamba.training.optimizer import OptimizerConfig
 
 MARKOV_CHOICE_BASES = 2**22
 """Of validation, that the order and strength of Markov models are chosen on at most."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingConfig:
-    """How long, in which steps, and what is kept."""
-
-    seq_len: int = 1024
-    steps: int | None = None
-    """Optimizer steps; without it the base budget decides."""
-    base_budget: int = 2**23
-    """Bases to train on when the steps are not given."""
-    bases_per_step: int = 2**13
-    """At least one window a step, so a longer seq_len raises it."""
-    length_warmup: str = "mamba"
-    piece_bases: int | None = None
-    """Positions computed at once; longer windows go in pieces with carried state, shorter ones are batched up to this.
-    None chooses from the free memory of the GPU, and 16,384 on a CPU; the run keeps what was chosen."""
-    kept_pieces: int | None = None
-    """How many pieces of a window, the last ones, are computed only once; those before are computed again in the backward.
-    None chooses from the free memory, or is 1 where piece_bases is given."""
-    recomputed_layers: int | None = None
-    """Layers, the first ones, whose activations are computed again in the backward (activation checkpointing).
-    None chooses from the free memory, or is 0 where piece_bases is given."""
-    checkpoint_every_steps: int = 200
-    validate_every_steps: int = 200
-    keep_checkpoints: int = 3
-
-    def __post_init__(self) -> None:
-        lengths(self.length_warmup, self.seq_len)
-        for name in ("bases_per_step", "base_budget", "checkpoint_every_steps", "validate_every_steps", "steps"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= 2**50:
-                raise InputError(f"training: {name} {value} must lie between 1 and 2^50")
-        if self.keep_checkpoints < 2:
-            raise InputError("training: keep_checkpoints must be at least 2")
-        if self.piece_bases is not None and not 16 <= self.piece_bases <= 2**40:
-            raise InputError(f"training: piece_bases {self.piece_bases} must lie between 16 and 2^40")
-        if self.kept_pieces is not None and not 1 <= self.kept_pieces <= 2**40:
-            raise InputError(f"training: kept_pieces {self.kept_pieces} must be at least 1")
-        if self.recomputed_layers is not None and not 0 <= self.recomputed_layers <= 2**40:
-            raise InputError(f"training: recomputed_layers {self.recomputed_layers} must not be negative")
-
-    @property
-    def real_bases_per_step(self) -> int:
-        """Bases of an optimizer step of the last stage, in whole windows; other stages differ by less than a window."""
-        return max(1, self.bases_per_step // self.seq_len) * self.seq_len
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the run."""
-        return self.steps if self.steps is not None else max(1, self.base_budget // self.real_bases_per_step)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
-    """How many held-out bases are read."""
-
-    valid_bases: int = 2**20
-    """At most so many A, C, G and T at each validation, spread over the part."""
-    test_bases: int = TEST_BASES
-    """At most so many in the final table, spread over the part."""
-    markov_max_order: int = 12
-    """Largest order of the Markov models in the final table; -1 leaves them out."""
-
-    def __post_init__(self) -> None:
-        if min(self.valid_bases, self.test_bases) < 2:
-            raise InputError("evaluation: valid_bases and test_bases must be at least 2")
-        if not -1 <= self.markov_max_order <= MAX_ORDER:
-            raise InputError(
-                f"evaluation: markov_max_order {self.markov_max_order} must lie between -1 and {MAX_ORDER}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig:
-    """Everything a pretraining run depends on."""
-
-    preset: str = "demo"
-    """Where the values came from; for the record."""
-    model: BackboneConfig = field(default_factory=BackboneConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    precision: str = "auto"
-    """auto, fp32 or bf16; auto is bf16 on a GPU and fp32 on a CPU."""
-    implementation: str = "auto"
-    """Kernels: auto, naive, cpu or triton."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("device", ("auto", "cpu", "cuda")),
-            ("precision", ("auto", "fp32", "bf16")),
-            ("implementation", IMPLEMENTATIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} {getattr(self, name)!r} is unknown; choose {', '.join(known)}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed {self.seed} must lie between 0 and 2^63 - 1")
 
 
 MAY_DIFFER_ON_RESUME = {
@@ -292,9 +188,7 @@ def resolve(config: PretrainConfig, machine: Machine | None = None) -> PretrainC
         device = find_device(config.device)
     if device == "cpu":
         check_main_memory(config.model)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" else "fp32"
+    precision = find_precision(config.precision, device)
     implementation = implementation_for(config.model, device, config.implementation, here=machine is None)
     training = config.training
     if device == "cuda" and machine is None:

@@ -8,8 +8,8 @@ from typing import Any
 from dna_mamba.errors import InputError
 from dna_mamba.model.config import parse_size
 from dna_mamba.pipelines.config_files import load_yaml, override, parse_assignments, read_config
+from dna_mamba.pipelines.configs.pretrain import PretrainConfig
 from dna_mamba.pipelines.presets import preset
-from dna_mamba.pipelines.pretrain import PretrainConfig
 
 LONGEST_DEMO = 4096
 """Above this window length the default preset is no longer the demo's."""

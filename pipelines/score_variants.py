@@ -5,7 +5,6 @@ to write. In between stand some thirty bytes an allele that is scored, and one o
 """
 
 import itertools
-import re
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,12 +34,12 @@ from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.pipelines.configs.score import ScoreConfig, format_of
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.sequences import Reached, load_language_model, read_piece
 from dna_mamba.pipelines.tables import write_rows
 from dna_mamba.reading.forks import Allele, AlleleScores, score_alleles
 
-FORMATS = (".vcf", ".vcf.gz", ".tsv", ".parquet")
 MAX_ALLELE_BASES = 1 << 20
 CHEAPER_LEFT = 16_384
 WRONG_BUILD_SHARE = 0.05
@@ -54,13 +53,7 @@ DISTANCE_MEANING = (
     "Euclidean distance between the mean vectors, after the final norm, of ALT and the right flank and of REF and the right "
     "flank; same contexts as {prefix}LLR"
 )
-DESCRIBED = {
-    "LLR": "log P(ALT", "LEN": "Bases of ALT minus bases of REF", "STATUS": "scored, or why not",
-    "DIST": "Euclidean distance between the mean vectors",
-}  # fmt: skip
-"""Words of our fields' descriptions that every version wrote."""
 COLUMNS = {"contig": str, "pos": int, "id": str, "ref": str, "alt": str}
-DEFAULT_PREFIX = "DM"
 STATUSES = (
     "scored", "star", "symbolic", "breakend", "no_alt", "ambiguous", "too_long", "ref_mismatch", "no_contig",
 )  # fmt: skip
@@ -69,111 +62,6 @@ OF_KIND = np.array([0, *(STATUSES.index(name) for name in ("symbolic", "star", "
 """Status of the kinds of records that are not taken apart."""
 WRITE_AT_ONCE = 1 << 16
 """Characters; Bio.bgzf takes time in the square of what it is given at once."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreConfig:
-    """What to score."""
-
-    model: Path
-    variants: Path
-    genome: str
-    out: Path
-    left: int | None = None
-    """Bases of left context; none reads from the first base of the contig, once for all records on it."""
-    right: int = 512
-    """Bases of right flank that are scored with each allele."""
-    strands: str = "forward"
-    """both averages with the score on the reverse complement, whose left context is what lies to the right."""
-    distance: bool = False
-    """Give the distance of embeddings too; REF is then read with every allele."""
-    skip_mismatches: bool = False
-    """Give records whose REF is not in the genome the status ref_mismatch, and those on a contig that it has not no_contig,
-    instead of stopping."""
-    prefix: str = DEFAULT_PREFIX
-    """Of the names of INFO fields and columns; scoring again under another keeps the first scores."""
-    rna: bool = False
-    """Read U of the genome as T."""
-    device: str = "auto"
-    command: str = ""
-    """What was typed; written into the header."""
-
-    def __post_init__(self) -> None:
-        if format_of(self.out) is None:
-            raise InputError(f"-o {self.out} must end in {', '.join(FORMATS)}: the ending says the format")
-        if not re.fullmatch(r"[A-Za-z_][0-9A-Za-z_.]{0,40}", self.prefix):
-            raise InputError(
-                f"--prefix {self.prefix[:60]!r} must be letters, digits, _ or ., and begin with a letter, as in DM"
-            )
-        check_context(self.left, self.right, self.strands)
-
-    @property
-    def kinds(self) -> dict[str, type]:
-        """Names and types of the fields that are written, in their order."""
-        distance = {"DIST": float} if self.distance else {}
-        kinds = {"LLR": float, "LEN": int, **distance, "STATUS": str}
-        return {self.prefix + name: kind for name, kind in kinds.items()}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the fields that are written, in their order."""
-        return tuple(self.kinds)
-
-    @property
-    def replaced(self) -> frozenset[str]:
-        """Names of the fields that are ours under this prefix; what an earlier run put there goes."""
-        return frozenset(self.prefix + kind for kind in ("LLR", "LEN", "DIST", "STATUS"))
-
-    def foreign(self, header: Sequence[str]) -> frozenset[str]:
-        """Give those of our names under which nothing of ours stands.
-
-        Raises:
-            InputError: One of them is defined by others.
-        """
-        ours = set()
-        for line in header:
-            name = line.removeprefix("##INFO=<ID=").split(",")[0] if line.startswith("##INFO=<ID=") else ""
-            if name not in self.replaced:
-                continue
-            if DESCRIBED[name.removeprefix(self.prefix)] not in line:
-                raise InputError(
-                    f"{self.variants} has a field {name} of its own, which --prefix {self.prefix} would write over; choose "
-                    f"another prefix"
-                )
-            ours.add(name)
-        return self.replaced - ours
-
-    def check_info(self, info: str, foreign: frozenset[str], line: int) -> None:
-        """Refuse to write over fields that no run of ours wrote.
-
-        Raises:
-            InputError: There is one.
-        """
-        for name in foreign:
-            if name in info and any(field.split("=")[0] == name for field in info.split(";")):
-                raise InputError(
-                    f"{self.variants}, line {line}: INFO has a field {name} that score did not write, and would write over "
-                    f"under --prefix {self.prefix}; choose another prefix"
-                )
-
-
-def check_context(left: int | None, right: int, strands: str) -> None:
-    """Refuse contexts that make no sense.
-
-    Raises:
-        InputError: One is negative or absurdly long, or the strands are unknown.
-    """
-    if left is not None and not 0 <= left <= 2**40:
-        raise InputError(f"--left {left} must be 0 or more bases, or full")
-    if not 0 <= right <= 2**30:
-        raise InputError(f"--right {right} must lie between 0 and 2^30 bases")
-    if strands not in ("forward", "both"):
-        raise InputError(f"strands {strands!r} is unknown; choose forward or both")
-
-
-def format_of(out: Path) -> str | None:
-    """Name the format that a file's ending asks for."""
-    return next((ending for ending in sorted(FORMATS, key=len, reverse=True) if out.name.endswith(ending)), None)
 
 
 @dataclass(frozen=True, kw_only=True)

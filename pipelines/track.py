@@ -23,6 +23,7 @@ from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_writable
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.pipelines.configs.read import TrackConfig
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.sequences import load_language_model, warn_if_longer
 from dna_mamba.reading.losses import stream_losses
@@ -31,35 +32,6 @@ MOST_PANELS = 20
 """Of the picture."""
 POINTS = 2000
 """Of the picture; each is the mean of so many bases that they span the region."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrackConfig:
-    """What to draw."""
-
-    model: Path
-    genome: str
-    regions: tuple[str, ...] = ()
-    """1-based; none takes every contig."""
-    out: Path | None = None
-    """bigWig file, .bw or .bigwig."""
-    picture: Path | None = None
-    left: int = 16_384
-    """Bases read before each region, as context."""
-    rna: bool = False
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.out is None and self.picture is None:
-            raise InputError("track writes a file: say where with -o track.bw, --picture track.png or both")
-        if self.out is not None and self.out.suffix.lower() not in (".bw", ".bigwig"):
-            raise InputError(f"-o {self.out} must end in .bw or .bigwig")
-        if self.out is not None and any("\udc80" <= letter <= "\udcff" for letter in str(self.out.absolute())):
-            raise InputError(f"-o {self.out}: libBigWig takes names in UTF-8 alone; name a file in another folder")
-        if self.picture is not None and self.picture.suffix.lower() != ".png":
-            raise InputError(f"--picture {self.picture} must end in .png")
-        if not 0 <= self.left <= 2**40:
-            raise InputError(f"--left {self.left} must be 0 or more bases")
 
 
 @dataclass(frozen=True, kw_only=True)

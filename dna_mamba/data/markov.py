@@ -14,9 +14,9 @@ from numba import get_num_threads, njit
 
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, merge
+from dna_mamba.data.selection import MAX_ORDER
 from dna_mamba.data.vocabulary import BASE_BITS, reverse_complement_store
 
-MAX_ORDER = 12
 STRENGTHS = (1.0, 4.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 """Candidates for a."""
 

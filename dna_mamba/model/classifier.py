@@ -8,10 +8,8 @@ from torch import Tensor, nn
 
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import Backbone, DnaMamba
-from dna_mamba.model.config import BackboneConfig
+from dna_mamba.model.config import POOLINGS, BackboneConfig
 from dna_mamba.model.state import LayerState, ModelState
-
-POOLINGS = ("last", "mean", "max")
 
 
 class SequenceClassifier(nn.Module):

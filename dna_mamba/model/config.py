@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # settings are read, and refused, without loading torch
     from dna_mamba.model.mixers.mixer import Mixer
 
 MAX_WIDTH, MAX_LAYERS = 65_536, 4096
+POOLINGS = ("last", "mean", "max")
+"""How a classifier makes one vector of a sequence."""
 
 
 class MixerConfig(Protocol):

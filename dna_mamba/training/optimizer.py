@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from dna_mamba.errors import InputError
-from dna_mamba.model.mixers.mixer import Mixer
+
+if TYPE_CHECKING:  # settings are read, and refused, without loading torch
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +45,12 @@ class OptimizerConfig:
                 f"weight_decay {self.weight_decay} not negative"
             )
 
-    def build(self, model: nn.Module) -> torch.optim.AdamW:
+    def build(self, model: "nn.Module") -> "torch.optim.AdamW":
         """Make the optimizer; its rate is set before every step by `rate`."""
+        import torch
+
+        from dna_mamba.model.mixers.mixer import Mixer
+
         decayed: list[nn.Parameter] = []
         exempt: list[nn.Parameter] = []
         mixers = [module for module in model.modules() if isinstance(module, Mixer)]

@@ -250,9 +250,8 @@ def test_a_zarr_output_that_exists_is_refused_and_a_failed_end_keeps_the_vectors
     directory, fasta, tmp_path, monkeypatch
 ):
     (tmp_path / "file.zarr").write_text("mine")
-    config = pipeline.EmbedRunConfig(model=directory, sequences=str(fasta), out=tmp_path / "file.zarr", device="cpu")
     with pytest.raises(InputError, match="exists; choose another name"):
-        pipeline.run(config)
+        pipeline.EmbedRunConfig(model=directory, sequences=str(fasta), out=tmp_path / "file.zarr", device="cpu")
     config = pipeline.EmbedRunConfig(model=directory, sequences=str(fasta), out=tmp_path / "o.npz", device="cpu")
 
     def fails(*arguments):

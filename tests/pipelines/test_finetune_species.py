@@ -26,6 +26,7 @@ from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines import classify, finetune_species
 from dna_mamba.pipelines.class_metrics import Share
 from dna_mamba.pipelines.classify import ClassifyConfig
+from dna_mamba.pipelines.configs.species import small
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, open_labelled
 from dna_mamba.pipelines.likelihood_ratio import log_likelihoods
 from dna_mamba.training import checkpoint
@@ -168,7 +169,7 @@ def test_a_signal_stops_a_run_that_says_how_to_go_on(manifest, tmp_path, cache):
 def test_chance_stays_chance(tmp_path):
     """Both classes random: the 99 % interval of a trained model holds 1/2."""
     manifest = write_set(tmp_path / "same", told=False)
-    config = finetune_species.small(str(manifest))
+    config = small(str(manifest))
     config = replace(config, seq_lens=(100,), checkpoint=None, model=BackboneConfig(pattern="M", width=16),
                      recipe=replace(config.recipe, epochs=1, steps_per_epoch=20),
                      evaluation=replace(config.evaluation, test_windows=400, valid_windows=20, baseline_windows=0))  # fmt: skip
@@ -432,7 +433,7 @@ def test_other_individuals_are_tested_and_never_trained_on(tmp_path):
 
 def test_in_bfloat16_what_is_validated_is_what_is_saved(manifest, tmp_path, device):
     """A cache of cast weights that outlives a step would validate, and choose, a model that is not the one that is saved."""
-    base = finetune_species.small(str(manifest))
+    base = small(str(manifest))
     config = replace(
         base, seq_lens=(160,), checkpoint=None, model=BackboneConfig(pattern="M", width=32), device=device, precision="bf16",
         recipe=replace(base.recipe, epochs=1, steps_per_epoch=30, batch=16, optimizer=OptimizerConfig(peak_rate=0.02)),
@@ -451,7 +452,7 @@ def test_in_bfloat16_what_is_validated_is_what_is_saved(manifest, tmp_path, devi
 
 
 def test_a_missing_checkpoint_is_told_and_leaves_nothing(manifest, tmp_path):
-    config = replace(finetune_species.small(str(manifest)), seq_lens=(64,), checkpoint="nowhere-{seq_len}")
+    config = replace(small(str(manifest)), seq_lens=(64,), checkpoint="nowhere-{seq_len}")
     with pytest.raises(InputError, match="nowhere-64 is neither a run"):
         finetune_species.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -17,8 +17,8 @@ from dna_mamba.data.selection import demo_genome
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines import simulate
 from dna_mamba.pipelines.class_metrics import Share, baselines
+from dna_mamba.pipelines.configs.species import small
 from dna_mamba.pipelines.finetune_species import run as run_finetune
-from dna_mamba.pipelines.finetune_species import small
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, audit, open_labelled
 from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig
 from dna_mamba.pipelines.oracle import attainable, counted, read_truth

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from dna_mamba.errors import InputError, check_regular, nearest
 from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.formats import MAMBA_SSM, TRANSFORMERS
 from dna_mamba.model.checkpoints.native import check_size, copy_tensors, unshared_tensors
 from dna_mamba.model.config import LETTERS, MAX_LAYERS, BackboneConfig, MambaConfig
 
-MAMBA_SSM, TRANSFORMERS = "mamba_ssm", "transformers"
-FORMATS = (MAMBA_SSM, TRANSFORMERS)
 EMBEDDING = {MAMBA_SSM: "backbone.embedding.weight", TRANSFORMERS: "backbone.embeddings.weight"}
 """The one name that differs; ours are those of state-spaces/mamba."""
 HEAD = "lm_head.weight"

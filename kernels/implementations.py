@@ -1,0 +1,3 @@
+"""Names of the implementations of an operation."""
+
+IMPLEMENTATIONS = ("auto", "naive", "cpu", "triton")
