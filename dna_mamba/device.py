@@ -2,6 +2,19 @@
 
 from dna_mamba.errors import InputError
 
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def check_device(device: str) -> None:
+    """Refuse a name that is no device, without asking whether it is here.
+
+    Raises:
+        InputError: It is unknown.
+    """
+    if device not in DEVICES:
+        raise InputError(f"device {device!r} is unknown; choose auto, cpu or cuda")
+
 
 def find_device(device: str) -> str:
     """Turn auto into cuda or cpu.
@@ -9,8 +22,7 @@ def find_device(device: str) -> str:
     Raises:
         InputError: The device is unknown or not here.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device {device!r} is unknown; choose auto, cpu or cuda")
+    check_device(device)
     import torch  # here: a wrong word is told without it
 
     if device == "auto":

@@ -22,7 +22,8 @@ from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
 from dna_mamba.pipelines.configs.bench import TrainBenchConfig
-from dna_mamba.pipelines.planning import Cut, choose_cut, memory_of_step, this_gpu
+from dna_mamba.pipelines.machines import this_gpu
+from dna_mamba.pipelines.planning import Cut, choose_cut, memory_of_step
 from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
 

@@ -39,9 +39,10 @@ from dna_mamba.pipelines.configs.species import FinetuneSpeciesConfig, config_of
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.labelled_genomes import LabelledGenomes, describe, identity, open_labelled
 from dna_mamba.pipelines.likelihood_ratio import likelihood_ratio
+from dna_mamba.pipelines.machines import this_gpu
 from dna_mamba.pipelines.oracle import attainable, counted, read_truth
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
-from dna_mamba.pipelines.planning import check_main_memory, choose_cut, this_gpu
+from dna_mamba.pipelines.planning import check_main_memory, choose_cut
 from dna_mamba.pipelines.simulate import TRUTH
 from dna_mamba.training import checkpoint
 from dna_mamba.training.checkpoint import newest_intact

@@ -41,9 +41,9 @@ from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines import run_directory
 from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
 from dna_mamba.pipelines.configs.pretrain import PretrainConfig, TrainingConfig
+from dna_mamba.pipelines.machines import Machine, this_gpu
 from dna_mamba.pipelines.planning import (
     Cut,
-    Machine,
     Memory,
     check_main_memory,
     choose_cut,
@@ -53,7 +53,6 @@ from dna_mamba.pipelines.planning import (
     num_parameters,
     seconds_a_base,
     tabled_speed,
-    this_gpu,
 )
 from dna_mamba.reading.losses import RegionScores, Score, score_regions
 from dna_mamba.training import checkpoint

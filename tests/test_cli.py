@@ -1,6 +1,7 @@
 """The command line: documented completely, quick to start, and plain about mistakes."""
 
 import json
+import os
 import re
 import resource
 import subprocess
@@ -81,6 +82,34 @@ def test_help_takes_under_half_a_second():
     subprocess.run([sys.executable, "-m", "dna_mamba.cli", "--help"], cwd=ROOT, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_version_says_what_it_computes_with():
+    import torch
+
+    said = dna_mamba("--version").stdout
+    assert f"torch  {torch.__version__}\n" in said and "CUDA   " in said
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    assert f"GPU    {', '.join(gpus) or 'none'}" in said
+
+
+def test_bash_completes_commands_and_options(tmp_path):
+    words = [sys.executable, "-m", "dna_mamba.cli", "--install-completion"]
+    bash = ["bash", "-c", '"$@"; true', "bash", *words]  # the shell that it is started from says which one to write for
+    subprocess.run(bash, cwd=ROOT, env={**os.environ, "HOME": str(tmp_path)}, check=True, capture_output=True)
+    script = next(path for path in tmp_path.rglob("dna-mamba") if path.is_file())
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+    ask = f"""
+source {script}
+handler=$(complete -p dna-mamba | sed -n 's/.*-F \\([^ ]*\\).*/\\1/p')
+for line in "pretr" "finetune spec" "embed --poo"; do
+  COMP_WORDS=(dna-mamba $line); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=()
+  $handler dna-mamba "${{COMP_WORDS[$COMP_CWORD]}}" "${{COMP_WORDS[$((COMP_CWORD - 1))]}}"
+  echo "${{COMPREPLY[@]}}"
+done
+"""
+    said = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True).stdout.split()
+    assert said == ["pretrain", "species", "--pool"]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dna_mamba.device import check_device
 from dna_mamba.errors import InputError, nearest
 
 EXTRAS = ("transformers", "million")
@@ -57,6 +58,7 @@ class KernelBenchConfig:
     """Time others too where there is a GPU."""
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if self.what not in WHAT:
             raise InputError(f"bench {self.what!r} is unknown; choose {', '.join(WHAT)}")
         if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("auto", "fp32", "bf16"):
@@ -83,6 +85,7 @@ class TrainBenchConfig:
     profile: bool = False
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("auto", "fp32", "bf16"):
             raise InputError(
                 f"device {self.device!r} and precision {self.precision!r} must be auto, cpu or cuda, and auto, fp32 or bf16"
@@ -130,6 +133,7 @@ class ScoreBenchConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if min(self.records, self.left, self.right, self.batch) < 1:
             raise InputError("--records, --left, --right and --batch must be at least 1")
 

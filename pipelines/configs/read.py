@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dna_mamba.data.selection import TEST_BASES
+from dna_mamba.device import check_device
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines.vector_files import check_format
 from dna_mamba.reading.settings import EmbedConfig, SamplingConfig
@@ -28,10 +29,9 @@ class EvaluateConfig:
     out: Path | None = None
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if self.window_bases < 2 or self.max_bases < 2:
             raise InputError("--window and --max-bases must be at least 2 bases")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"device {self.device!r} is unknown; choose auto, cpu or cuda")
         if self.regions and (self.split != "test" or self.split_file is not None or self.valid or self.test):
             raise InputError("--region scores these regions alone; leave out --split, --split-file, --valid and --test")
 
@@ -55,6 +55,7 @@ class ClassifyConfig:
     piece_bases: int | None = None
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if self.window_bases is not None and self.window_bases < 1:
             raise InputError(f"--window {self.window_bases} must be at least 1 base")
         if self.piece_bases is not None and self.piece_bases < 1:
@@ -80,6 +81,7 @@ class EmbedRunConfig:
     piece_bases: int | None = None
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         check_format(self.out)
         if not 1 <= self.shard[0] <= self.shard[1] <= 10**6:
             raise InputError(f"--shard {self.shard[0]}/{self.shard[1]} is not i/n with i from 1 to n")
@@ -104,6 +106,7 @@ class TrackConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if self.out is None and self.picture is None:
             raise InputError("track writes a file: say where with -o track.bw, --picture track.png or both")
         if self.out is not None and self.out.suffix.lower() not in (".bw", ".bigwig"):
@@ -137,6 +140,7 @@ class GenerateConfig:
     out: Path | None = None
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if self.length < 1 or self.num < 1 or self.length * self.num > MOST_BASES:
             raise InputError(
                 f"--num {self.num} sequences of --length {self.length}: both must be at least 1, together at most 2^32 bases"

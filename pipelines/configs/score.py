@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dna_mamba.device import check_device
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines.tables import FORMATS as TABLE_FORMATS
 
@@ -49,6 +50,7 @@ class ScoreConfig:
     """What was typed; written into the header."""
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if format_of(self.out) is None:
             raise InputError(f"-o {self.out} must end in {', '.join(FORMATS)}: the ending says the format")
         if not re.fullmatch(r"[A-Za-z_][0-9A-Za-z_.]{0,40}", self.prefix):
@@ -145,6 +147,7 @@ class MutateConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if self.out is None and self.picture is None:
             raise InputError("mutate writes a file: say where with -o table.tsv, --picture heat-map.png or both")
         if self.out is not None and self.out.suffix not in TABLE_FORMATS:

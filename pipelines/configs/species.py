@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dna_mamba.device import check_device
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.model.config import POOLINGS, BackboneConfig
 from dna_mamba.pipelines.config_files import load_yaml, read_config
@@ -80,6 +81,7 @@ class FinetuneSpeciesConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         if not self.data.manifest:
             raise InputError(
                 "finetune species needs --manifest: a YAML file, or great-apes or hyenadna-5 from the package"

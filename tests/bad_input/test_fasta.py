@@ -374,7 +374,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(change, words, tmp_pa
     def progress():
         return (lambda done, total: change(source)), nullcontext()
 
-    monkeypatch.setattr("dna_mamba.cli._progress_of_packing", progress)
+    monkeypatch.setattr("dna_mamba.cli.console.packing", progress)
     assert run_command("genome", "build", source, "--out", tmp_path / "x.dna") == 2
     assert words in capfd.readouterr().err and not (tmp_path / "x.dna").exists()
 

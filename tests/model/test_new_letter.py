@@ -20,7 +20,8 @@ from dna_mamba.model.config import LETTERS, BackboneConfig, Letter
 from dna_mamba.model.mixers.mixer import LayerMemory, Mixer
 from dna_mamba.pipelines import planning, pretrain
 from dna_mamba.pipelines.embed import embed_tokens
-from dna_mamba.pipelines.planning import Cut, known_gpu, memory_of_step
+from dna_mamba.pipelines.machines import known_gpu
+from dna_mamba.pipelines.planning import Cut, memory_of_step
 from dna_mamba.pipelines.presets import preset
 from dna_mamba.reading.classes import scores_in_pieces
 from dna_mamba.reading.forks import score_alleles

@@ -16,7 +16,8 @@ from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.pipelines import planning
-from dna_mamba.pipelines.planning import Cut, Machine, Speed, choose_cut, memory_of_step, seconds_a_base
+from dna_mamba.pipelines.machines import Machine, this_gpu
+from dna_mamba.pipelines.planning import Cut, Speed, choose_cut, memory_of_step, seconds_a_base
 from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
 from tests.conftest import dna_mamba, random_letters
@@ -297,7 +298,7 @@ SIZES = ("4x64", "6x128", "12x128", "8x256", "16x256", "4x1024")
 @pytest.mark.parametrize("size", SIZES)
 def test_a_step_takes_the_planned_memory_and_time(size):
     """Memory at most 15 % less and 5 % more than planned; time of 30 steps within 25 %, where the host is not the limit."""
-    model, gpu, report = model_of(size), planning.this_gpu(), []
+    model, gpu, report = model_of(size), this_gpu(), []
     for length in (1024, 65_536, 2**20):
         bases = 2**20
         windows = bases // length

@@ -18,6 +18,7 @@ from dna_mamba.model.mixers.mixer import LayerMemory, Mixer
 from dna_mamba.model.state import Stateless
 from dna_mamba.pipelines import classify, evaluate, generate, mutate, planning, pretrain, score_variants, track
 from dna_mamba.pipelines.embed import embed_tokens
+from dna_mamba.pipelines.machines import known_gpu
 from dna_mamba.pipelines.presets import preset
 from dna_mamba.reading.classes import scores_in_pieces
 from dna_mamba.reading.settings import EmbedConfig
@@ -154,7 +155,7 @@ def test_training_on_the_next_base_is_refused(tmp_path):
 
 
 def test_a_plan_never_cuts_what_is_read_whole():
-    machine = replace(planning.known_gpu("H100"), memory_bytes=2.0**30)
+    machine = replace(known_gpu("H100"), memory_bytes=2.0**30)
     cut = planning.choose_cut(make().config, "bf16", machine, [2**14], 2**14)
     assert cut.piece_bases >= 2**14
     with pytest.raises(InputError, match="does not fit"):
