@@ -1,6 +1,7 @@
 # Shapes: T positions, V vocabulary
 """Checkpoints of others: read into our format, written in theirs, and compared with transformers' own model."""
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError, check_regular
-from dna_mamba.files import json_text, whole_directory
+from dna_mamba.files import whole_directory, write_bytes, write_json
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.certificate import naive_logits
 from dna_mamba.model.checkpoints.mamba_ssm import (
@@ -97,11 +98,14 @@ def export_model(config: ExportConfig) -> CheckpointResult:
 
     def write(path: Path) -> None:
         path.mkdir()
-        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        # made in memory: a disk that is full is then told by the system, not by the libraries in words of their own
+        write_bytes(path / "model.safetensors", save_safetensors(tensors, metadata={"format": "pt"}))
         if config.format != TRANSFORMERS:
-            torch.save(tensors, path / "pytorch_model.bin")  # the one file that its from_pretrained reads
-        (path / "config.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
-        (path / SIDE_FILE).write_text(json_text(about, indent=1) + "\n", encoding="utf-8")
+            pickled = io.BytesIO()
+            torch.save(tensors, pickled)
+            write_bytes(path / "pytorch_model.bin", pickled.getvalue())  # the one file that its from_pretrained reads
+        write_json(path / "config.json", values)
+        write_json(path / SIDE_FILE, about)
         read = import_checkpoint(path).tensors
         differences.append(_certified(model, read, None, model.config.norm_eps, config.out))
 

@@ -20,6 +20,7 @@ from dna_mamba.data.unpack import open_text, printable_text
 from dna_mamba.data.vocabulary import N, count_uracil, reverse_complement_tokens, tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError, check_regular
+from dna_mamba.files import UNWRITABLE
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.configs.read import EmbedRunConfig
 from dna_mamba.pipelines.evaluate import find_model
@@ -315,6 +316,8 @@ def run(
             vectors.clear()
         else:  # whatever it was, what is done is not lost
             vectors.close()
+        if isinstance(error, OSError) and error.filename is None and error.errno in UNWRITABLE:
+            raise InputError(f"cannot write {config.out}: {error.strerror}; choose another -o") from error
         raise
     vectors.clear()
     return EmbedResult(

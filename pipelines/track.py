@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -156,6 +157,9 @@ def _check_room(out: Path, num_bases: int) -> None:
     """Refuse to write what may not fit: on a full disk pyBigWig corrupts memory and takes the program with it."""
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     needed, free = 6 * num_bases + 2**20, shutil.disk_usage(folder).free
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY:  # ulimit -f
+        free = min(free, limit)
     if needed > free:
         raise InputError(
             f"-o {out}: {num_bases:,} bases may take {needed / 2**20:,.1f} MiB as bigWig, {free / 2**20:,.1f} are free; free "

@@ -93,9 +93,9 @@ class UnfinishedVectors:
             known.write_text(text, encoding="utf-8")
             self.note = open(self.folder / "done", "ab")  # noqa: SIM115
         except OSError as error:
-            self.clear()
+            self.close() if self.done else self.clear()  # what an earlier run has done is not lost
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+                raise InputError(f"cannot write {out}: {error.strerror}; choose another -o") from error
             raise InputError(
                 f"cannot write {out}: {num_rows:,} vectors of {width} take {needed / 2**30:,.2f} GiB while they are written, "
                 f"{free / 2**30:,.2f} are free; free space, or pool more"

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dna_mamba.files import WholeFile, json_text, write_json, write_text
-from tests.conftest import dna_mamba
+from tests import conftest
+from tests.conftest import dna_mamba, random_letters
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("dna_mamba", "pipelines", "kernels", "docs") for path in (ROOT / folder).rglob("*.py")]
@@ -164,3 +165,75 @@ def test_evaluate_prints_json_that_any_reader_takes(tmp_path):
         assert json.loads(text, parse_constant=pytest.fail)["after_n"]["bits_per_base"] is None
     rows = (tmp_path / "o" / "context.csv").read_text().splitlines()
     assert rows[0] == "first,last,bases,bits_per_base,low,high" and "nan" not in "".join(rows)
+
+
+WRITERS = {
+    "embed npz": ("embed human-4x64 x.dna --pool none -o v.npz", "v.npz"),
+    "embed parquet": ("embed human-4x64 x.dna --pool none -o v.parquet", "v.parquet"),
+    "embed h5ad": ("embed human-4x64 x.dna --pool none -o v.h5ad", "v.h5ad"),
+    "embed zarr": ("embed human-4x64 x.dna --pool none -o v.zarr", "v.zarr"),
+    "score vcf": ("score human-4x64 v.vcf --genome x.dna -o s.vcf", "s.vcf"),
+    "score vcf.gz": ("score human-4x64 v.vcf --genome x.dna -o s.vcf.gz", "s.vcf.gz"),
+    "score tsv": ("score human-4x64 v.vcf --genome x.dna -o s.tsv", "s.tsv"),
+    "score parquet": ("score human-4x64 v.vcf --genome x.dna -o s.parquet", "s.parquet"),
+    "mutate tsv": ("mutate human-4x64 --genome x.dna --region a:1-90 -o m.tsv", "m.tsv"),
+    "mutate parquet": ("mutate human-4x64 --genome x.dna --region a:1-90 -o m.parquet", "m.parquet"),
+    "mutate png": ("mutate human-4x64 --genome x.dna --region a:1-90 --picture m.png", "m.png"),
+    "track bw": ("track human-4x64 --genome x.dna -o t.bw", "t.bw"),
+    "track png": ("track human-4x64 --genome x.dna --picture t.png", "t.png"),
+    "generate": ("generate human-4x64 --length 3000 -o g.fa", "g.fa"),
+    "classify": ("classify c x.dna --window 20 -o c.tsv", "c.tsv"),
+    "evaluate": ("evaluate human-4x64 --genome x.dna --region a:1-900 --out e", "e"),
+    "export transformers": ("export human-4x64 -o hf", "hf"),
+    "export mamba_ssm": ("export human-4x64 --format mamba_ssm -o ssm", "ssm"),
+    "import": ("import exported -o own", "own"),
+    "genome build": ("genome build x.fa --out g.dna", "g.dna"),
+    "simulate": ("simulate apes --genome x.dna --diagnostics off --contig-bases 1000 --out apes", "apes"),
+}
+"""Commands and the one thing that each writes, of more than LARGEST bytes."""
+LARGEST = 1500
+LIMITED = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing fails as it does on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, ({LARGEST}, {LARGEST}))
+"""
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    from dna_mamba.model.checkpoints.native import from_pretrained, save_classifier, shipped
+    from dna_mamba.model.classifier import SequenceClassifier
+
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "x.fa").write_text(f">a\n{random_letters(9000)}\n")
+    letters = (folder / "x.fa").read_text().split("\n")[1]
+    rows = [f"a\t{n + 1}\t.\t{letters[n]}\t{'C' if letters[n] != 'C' else 'G'}" for n in range(10, 8000, 40)]
+    (folder / "v.vcf").write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\n" + "\n".join(rows) + "\n")
+    model, _ = from_pretrained(shipped("human-4x64"))
+    save_classifier(SequenceClassifier.from_language_model(model, ("p", "q"), "mean"), folder / "c", {})
+    assert dna_mamba("export", "human-4x64", "-o", "exported", cwd=folder).returncode == 0
+    assert dna_mamba("genome", "build", "x.fa", "--out", "x.dna", cwd=folder).returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize("command, out", WRITERS.values(), ids=list(WRITERS))
+def test_every_writer_on_a_full_disk_leaves_what_was_there(command, out, desk):
+    words = f"{command} --device cpu".split() if command.split()[0] in READ else command.split()
+    before = sorted(path for path in desk.rglob("*") if "cache" not in path.parts)
+    done = conftest._zygote().completed(*words, cwd=desk, code=LIMITED, **os.environ)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("dna-mamba: ") and out in last and "Traceback" not in done.stderr, done.stderr
+    left = [path for path in sorted(desk.rglob("*")) if "cache" not in path.parts and path not in before]
+    for path in left:  # what embedding has computed is kept beside the output, whole, so that it can go on
+        assert path.relative_to(desk).parts[0] == f".{out}.unfinished", path
+    for path in left:
+        if path.is_file():
+            path.unlink()
+    whole = dna_mamba(*words, cwd=desk)
+    assert whole.returncode == 0, whole.stderr
+    found = [desk / out] if (desk / out).is_file() else [p for p in (desk / out).rglob("*") if p.is_file()]
+    assert max(path.stat().st_size for path in found) > LARGEST  # so the limit was met
+
+
+READ = ("embed", "score", "mutate", "track", "generate", "classify", "evaluate")

@@ -1,7 +1,6 @@
 # Shapes: B windows
 """Windows of labelled genomes: drawn evenly over classes, the same for the same seed, split by human homologue."""
 
-import csv
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.vocabulary import BASE_BITS, SOFT_MASK, STORE_C, STORE_G, STORE_N
 from dna_mamba.errors import InputError
+from dna_mamba.files import write_table
 
 MAX_TRIES = 1000
 """Draws of a window without N before a class is given up."""
@@ -291,7 +291,5 @@ class LabelledWindows:
 
 def write_places(path: Path, places: Sequence[Place], length: int) -> None:
     """List evaluation windows: tab-separated contig, start, end (0-based, end excluded), label, assembly."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
-        rows.writerow(("contig", "start", "end", "label", "assembly"))
-        rows.writerows((p.contig, p.start, p.start + length, p.label, p.genome) for p in places)
+    rows = ((p.contig, str(p.start), str(p.start + length), p.label, p.genome) for p in places)
+    write_table(path, ("contig", "start", "end", "label", "assembly"), rows)
