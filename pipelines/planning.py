@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from dna_mamba.data.datamodule import StepBatch
 from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.data.steps import StepBatch
 from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.machines import KNOWN_GPUS, Machine
-from dna_mamba.training.language_model import SHORTEST_PIECE, LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
+from dna_mamba.training.piecewise import SHORTEST_PIECE
 
 PIECE_ON_CPU = 2**14
 BASES_ON_CPU = 2**11
@@ -319,6 +319,9 @@ def measure(
     if device == "cpu":
         at_once = max(1, min(at_once, BASES_ON_CPU // length))
         length = min(length, BASES_ON_CPU)
+    # here: a plan for a GPU that is not here measures nothing, and loads no training framework
+    from dna_mamba.training.language_model import LanguageModel
+
     policy = TokenPolicy()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         network = DnaMamba(model).to(device).use_implementation(implementation)

@@ -9,7 +9,8 @@ if TYPE_CHECKING:  # a report of one command loads nothing of another
     from dna_mamba.pipelines.benchmark import BenchResult
     from dna_mamba.pipelines.evaluate import EvaluateResult
     from dna_mamba.pipelines.finetune_species import FinetuneSpeciesResult
-    from dna_mamba.pipelines.pretrain import Plan, PretrainResult
+    from dna_mamba.pipelines.pretrain_plan import Plan
+    from dna_mamba.pipelines.pretrain_results import PretrainResult
     from dna_mamba.reading.losses import Score
 
 

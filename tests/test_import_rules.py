@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import dna_mamba
+
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "kernels": {"kernels"},
@@ -100,15 +102,37 @@ assert 'numba' not in sys.modules, 'kernels'
 READINGS = [
     "embed human-4x64 x.fa -o v.npz", "score human-4x64 v.vcf --genome x.fa -o o.vcf", "mutate human-4x64 --genome x.fa --region a:5-9 -o m.tsv",
     "track human-4x64 --genome x.fa -o t.bw", "generate human-4x64 --length 10", "evaluate human-4x64 --genome x.fa --region a:1-100 --json",
-    "genome build x.fa --out g.dna", "genome audit x.fa --seq-len 64",
+    "genome build x.fa --out g.dna", "genome audit x.fa --seq-len 64", "genome show x.fa a:1-9", "doctor", "classify c x.fa",
+    "plan --genome x.fa --gpu H100", "pretrain --out run --resume", "finetune species --manifest great-apes --print-config",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["", *READINGS], ids=lambda command: command.split(" ")[0] or "load")
+@pytest.mark.parametrize("command", ["", *READINGS], ids=lambda command: " ".join(command.split(" ")[:2]) or "load")
 def test_what_reads_a_model_loads_no_training_framework(command, tmp_path):
     letters = "ACGTTGCAAC" * 4000
     (tmp_path / "x.fa").write_text(f">a\n{letters}\n")
     (tmp_path / "v.vcf").write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\na\t101\t.\tA\tG\n")
+    if command.startswith("classify"):
+        from dna_mamba.model.checkpoints.native import save_classifier
+        from dna_mamba.model.classifier import SequenceClassifier
+        from dna_mamba.model.config import BackboneConfig
+
+        save_classifier(SequenceClassifier(BackboneConfig(pattern="M", width=16), ("p", "q")), tmp_path / "c", {})
+    if command.endswith("--resume"):  # of a run that had ended
+        short = [
+            "--genome",
+            "x.fa",
+            "--seq-len",
+            "64",
+            "--steps",
+            "2",
+            "--model",
+            "1x16",
+            "--set",
+            "evaluation.markov_max_order=1",
+        ]
+        done = dna_mamba("pretrain", *short, "--out", "run", "--device", "cpu", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
     run = "from dna_mamba.cli import app; app(sys.argv[1:], result_action='return_value')"
     code = f"""
 import sys

@@ -89,15 +89,22 @@ def pretrain(
 
         print(dump_yaml(resolved), end="")
         return
-    from dna_mamba.pipelines import pretrain as pipeline
-    from dna_mamba.pipelines import reports, run_directory
+    from dna_mamba.pipelines import reports
 
     update, progress = console.packing()
     if dry_run:
+        from dna_mamba.pipelines import pretrain_plan
+
         with progress:
-            print(reports.plan_as_text(pipeline.plan(resolved, update, console.warn)))
+            print(reports.plan_as_text(pretrain_plan.plan(resolved, update, console.warn)))
         return
-    from dna_mamba.training.callbacks import ProgressBar
+    from dna_mamba.pipelines import pretrain as pipeline
+    from dna_mamba.pipelines import run_directory
+
+    def bar() -> list[Any]:
+        from dna_mamba.training.callbacks import ProgressBar
+
+        return [ProgressBar(console.stderr)]
 
     result = pipeline.run(
         resolved,
@@ -105,7 +112,7 @@ def pretrain(
         resume=resume,
         resume_from=resume_from,
         overwrite=overwrite,
-        callbacks=[ProgressBar(console.stderr)],
+        make_callbacks=bar,
         on_progress=update,
         warn=console.warn,
         on_plan=lambda plan: console.say(reports.plan_as_text(plan)),
@@ -170,7 +177,7 @@ def plan(
     resolved = settings(
         flags, model=model, preset_name=preset, file=config, assignments=(*_piece_settings(piece_len), *set_)
     )
-    from dna_mamba.pipelines import pretrain as pipeline
+    from dna_mamba.pipelines import pretrain_plan as pipeline
     from dna_mamba.pipelines import reports
 
     if planned and machine is None:

@@ -17,29 +17,14 @@ from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
 from dna_mamba.errors import StoppedError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.training.captured import MAX_BASES, CapturedGradients
+from dna_mamba.training.counters import Counters
 from dna_mamba.training.optimizer import OptimizerConfig
-from dna_mamba.training.piecewise import backward_in_pieces
+from dna_mamba.training.piecewise import SHORTEST_PIECE, backward_in_pieces
 
 MAX_SKIPPED_IN_A_ROW = 3
-SHORTEST_PIECE = 1024
-"""Pieces are not halved below it when memory runs out."""
 
 # ours: backward is called inside training_step, with automatic optimization off
 warnings.filterwarnings("ignore", message=".*in the `training_step`.*")
-
-
-@dataclass(kw_only=True)
-class Counters:
-    """Where a run stands; part of every checkpoint."""
-
-    step: int = 0
-    """Optimizer steps done, skipped ones included."""
-    bases_seen: list[list[int]] = field(default_factory=list)
-    """By stage and contig."""
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    best_valid_bits: float = math.inf
-    best_step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

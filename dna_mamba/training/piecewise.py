@@ -16,6 +16,9 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.state import LayerState, ModelState, map_state, tensors_of, with_tensors
 from dna_mamba.reading.pieces import bounds_of, check_causal
 
+SHORTEST_PIECE = 1024
+"""Pieces are not halved below it when memory runs out."""
+
 
 def sum_of_losses(
     model: DnaMamba, tokens_BT: Tensor, weights_BT: Tensor, state: Sequence[LayerState] | None

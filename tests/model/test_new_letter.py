@@ -18,7 +18,7 @@ from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import LETTERS, BackboneConfig, Letter
 from dna_mamba.model.mixers.mixer import LayerMemory, Mixer
-from dna_mamba.pipelines import planning, pretrain
+from dna_mamba.pipelines import planning, pretrain, pretrain_plan
 from dna_mamba.pipelines.embed import embed_tokens
 from dna_mamba.pipelines.machines import known_gpu
 from dna_mamba.pipelines.planning import Cut, memory_of_step
@@ -373,5 +373,5 @@ def test_a_run_resumes_to_the_bit_and_its_plan_fits_a_gpu(pattern, tmp_path):
     weights = [Path(tmp_path, name, "model-last", "model.safetensors").read_bytes() for name in ("whole", "resumed")]
     assert weights[0] == weights[1]
     on_gpu = replace(config, device="auto", training=replace(config.training, piece_bases=None))
-    plan = pretrain.plan(on_gpu, machine=known_gpu("H100"))
+    plan = pretrain_plan.plan(on_gpu, machine=known_gpu("H100"))
     assert plan.memory and plan.num_parameters == config.model.num_parameters and plan.hours[0] != plan.hours[0]

@@ -19,7 +19,7 @@ from dna_mamba.data.splits import split_from_regions
 from dna_mamba.data.windows import plan_windows, read_by
 from dna_mamba.errors import InputError
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
-from dna_mamba.pipelines import audit, evaluate, presets, pretrain
+from dna_mamba.pipelines import audit, evaluate, presets, pretrain, pretrain_plan
 from dna_mamba.pipelines.simulate import SimulateConfig
 from dna_mamba.pipelines.simulate import preset as simulation_preset
 from dna_mamba.pipelines.simulate import run as simulate
@@ -71,13 +71,15 @@ def test_baselines_are_fitted_on_what_windows_reach_and_the_plan_counts_it(place
     config = replace(
         config, data=replace(config.data, window_rule="hyenadna")
     )  # the first bases of each interval alone
-    plan = pretrain.plan(config)
+    plan = pretrain_plan.plan(config)
     assert (plan.train_bases, plan.valid_bases, plan.test_bases) == (40_050, 3000, 3000)
     assert plan.never_read_bases == 40_050 - 256  # one window, and none on a contig that is shorter than it
     result = pretrain.run(config, folder / "rule")
     by_hand = MarkovModels.fit(genome, [Interval("t", 0, 256)], both_strands=True, max_order=1)
     bases = genome.stored("w", 0, 3000) & 7
-    stretch = next(iter(pretrain.sample_of(config, genome, selection.load_split(genome, config.data), "test", 1000)))
+    stretch = next(
+        iter(pretrain_plan.sample_of(config, genome, selection.load_split(genome, config.data), "test", 1000))
+    )
     expected = by_hand.score(
         [(bases[stretch.read_from : stretch.end], stretch.first_target(False) - stretch.read_from)]
     ).plain

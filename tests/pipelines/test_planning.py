@@ -228,8 +228,8 @@ def forward(self, tokens_BT, state=None):
     if torch.is_grad_enabled() and tokens_BT.numel() > 1500 and len(self.config.pattern) == 2:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     return original(self, tokens_BT, state)
-from dna_mamba.pipelines import pretrain
-pretrain.measure_or_none = lambda *arguments: None
+from dna_mamba.pipelines import pretrain_plan
+pretrain_plan.measure_or_none = lambda *arguments: None
 DnaMamba.forward = forward
 from dna_mamba.cli import main
 main()

@@ -293,9 +293,9 @@ def test_checkpoints_from_before_pieces_could_differ_are_known(toy_fasta, tmp_pa
     from dataclasses import asdict
 
     from dna_mamba.data import selection
-    from dna_mamba.pipelines import pretrain
+    from dna_mamba.pipelines import pretrain, pretrain_plan
 
-    config = pretrain.resolve(pretrain.PretrainConfig(device="cpu"))
+    config = pretrain_plan.resolve(pretrain.PretrainConfig(device="cpu"))
     genome = selection.load_genome(str(toy_fasta))
     old = asdict(config)
     for section, key in (("data", "num_workers"), ("training", "checkpoint_every_steps"), ("training", "keep_checkpoints"),
