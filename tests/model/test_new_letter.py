@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.mamba_ssm import FORMATS, config_for
+from dna_mamba.model.checkpoints.formats import FORMATS
+from dna_mamba.model.checkpoints.mamba_ssm import config_for
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import LETTERS, BackboneConfig, Letter

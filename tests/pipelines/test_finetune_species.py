@@ -472,7 +472,7 @@ def test_overlapping_windows_count_as_few(manifest):
 def test_the_seed_of_a_training_moves_no_window_that_it_is_judged_on():
     from dna_mamba.pipelines import finetune_species as pipeline
 
-    one, other = (replace(pipeline.small("m.yaml"), seed=seed) for seed in (1, 2))
+    one, other = (replace(small("m.yaml"), seed=seed) for seed in (1, 2))
     assert pipeline._seed(one, "train") != pipeline._seed(other, "train")
     for part in ("valid", "test", "held out"):
         assert pipeline._seed(one, part) == pipeline._seed(other, part)

@@ -17,7 +17,8 @@ from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import save_pretrained
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.pipelines.score_variants import DESCRIBED, ScoreConfig, run
+from dna_mamba.pipelines.configs.score import DESCRIBED, ScoreConfig
+from dna_mamba.pipelines.score_variants import run
 
 HEADER = (
     "##fileformat=VCFv4.2\n"
