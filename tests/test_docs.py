@@ -55,3 +55,30 @@ def test_every_command_of_the_reference_pages_can_be_imported():
     assert len(named) > 25
     for name in named:
         assert import_module(name).__doc__ or name.endswith("__init__"), name
+
+
+def test_the_tree_of_the_guide_is_that_of_the_disk():
+    lines = re.findall(r"^    ( *)(\w+)/ ", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    above, found = [], set()
+    for spaces, name in lines:
+        above = [*above[: len(spaces) // 2], name]
+        found.add("/".join(above))
+    folders = {p.parent for top in ("dna_mamba", "kernels", "pipelines") for p in (ROOT / top).rglob("*.py")}
+    known = {str(folder.relative_to(ROOT)) for folder in folders}
+    assert {"dna_mamba/model/mixers", "dna_mamba/reading", "pipelines/configs"} <= found
+    assert all((ROOT / name).is_dir() for name in found)
+    missing = {
+        name for name in known - found if not name.startswith(("kernels/", "dna_mamba/kernels", "dna_mamba/pipelines"))
+    }
+    assert not missing, missing
+
+
+def test_the_measure_of_the_code_counts_by_hand():
+    import ast
+    import runpy
+
+    measure = runpy.run_path(str(ROOT / "docs" / "measure_code.py"))
+    function = "def f(x):\n    if x and x > 1 or not x:\n        return [y for y in x if y]\n    for y in x:\n        assert y\n"
+    # 1, if, two operators, comprehension and its condition, for, assert
+    assert measure["complexity"](ast.parse(function).body[0]) == 8
+    assert len(measure["files"]()) > 150
