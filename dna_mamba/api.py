@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dna_mamba.alphabet import A, T
 from dna_mamba.data.texts import Sequences, texts_of
-from dna_mamba.data.vocabulary import A, T, count_uracil, tokens_of
+from dna_mamba.data.vocabulary import count_uracil, tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.state import ModelState

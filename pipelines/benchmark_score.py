@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dna_mamba.alphabet import ACGT, A
 from dna_mamba.data.examples import giab_variants
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.selection import load_genome
 from dna_mamba.data.variants import allele_status, core_of, read_vcf
-from dna_mamba.data.vocabulary import A, tokens_of
+from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
@@ -19,7 +20,6 @@ from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
 from dna_mamba.pipelines.configs.bench import ScoreBenchConfig
 from dna_mamba.pipelines.score_variants import score_records
 from dna_mamba.pipelines.sequences import load_language_model
-from dna_mamba.reading.generation import ACGT
 
 
 @torch.no_grad()

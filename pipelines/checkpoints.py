@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from dna_mamba.alphabet import A
 from dna_mamba.data.objectives import TokenPolicy
-from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError, check_regular
 from dna_mamba.files import whole_directory, write_bytes, write_json
 from dna_mamba.model.backbone import DnaMamba

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dna_mamba.alphabet import A
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.vocabulary import A
 from dna_mamba.data.windows import known_bases
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError

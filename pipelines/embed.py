@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dna_mamba.alphabet import N
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.unpack import open_text, printable_text
-from dna_mamba.data.vocabulary import N, count_uracil, reverse_complement_tokens, tokens_of
+from dna_mamba.data.vocabulary import count_uracil, reverse_complement_tokens, tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError, check_regular
 from dna_mamba.files import UNWRITABLE

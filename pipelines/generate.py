@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from dna_mamba.alphabet import A, C, G, T
 from dna_mamba.data.build import Progress
 from dna_mamba.data.selection import load_genome
-from dna_mamba.data.vocabulary import T, tokens_of
+from dna_mamba.data.vocabulary import BASE_BITS, tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
@@ -91,7 +92,7 @@ def _tokens_of_prompt(
     if first is None:
         raise InputError(f"--prompt {prompt} holds no base")
     stored = genome.stored(first.name, 0, first.length)
-    return torch.from_numpy((stored & 7) + 7)
+    return torch.from_numpy((stored & BASE_BITS) + A)
 
 
 def run(
@@ -122,7 +123,7 @@ def run(
         seed=config.seed,
         on_bases=on_bases,
     )
-    letters = bytes.maketrans(bytes([7, 8, 9, 10]), b"ACGT")
+    letters = bytes.maketrans(bytes([A, C, G, T]), b"ACGT")
     sequences = tuple(
         GeneratedSequence(
             name=f"generated_{number + 1}",

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dna_mamba.alphabet import A
 from dna_mamba.data.labelled import LabelledWindows, Place
 from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
 from dna_mamba.data.steps import StepBatch
-from dna_mamba.data.vocabulary import A
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.configs.species import LikelihoodRatioConfig
 from dna_mamba.reading.losses import losses_in_pieces

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from dna_mamba.alphabet import A
 from dna_mamba.data.build import Progress
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.selection import load_genome
-from dna_mamba.data.vocabulary import A
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_writable

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from dna_mamba.alphabet import A
 from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
 from dna_mamba.data.steps import StepBatch
-from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig

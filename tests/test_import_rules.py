@@ -12,15 +12,16 @@ from tests.conftest import dna_mamba
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "kernels": {"kernels"},
-    "dna_mamba/data": {"data", "errors", "files", "signals"},
-    "dna_mamba/model": {"kernels", "model", "errors", "files", "values"},
-    "dna_mamba/reading": {"kernels", "data", "model", "reading", "errors", "values"},
+    "dna_mamba/data": {"alphabet", "data", "errors", "files", "signals"},
+    "dna_mamba/model": {"alphabet", "kernels", "model", "errors", "files", "values"},
+    "dna_mamba/reading": {"alphabet", "kernels", "data", "model", "reading", "errors", "values"},
     "dna_mamba/training": {
         "kernels",
         "data",
         "model",
         "reading",
         "training",
+        "alphabet",
         "errors",
         "files",
         "progress",
@@ -34,6 +35,7 @@ MAY_IMPORT = {
         "reading",
         "training",
         "pipelines",
+        "alphabet",
         "device",
         "errors",
         "files",

@@ -5,8 +5,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dna_mamba.alphabet import BOS, SEP, A
 from dna_mamba.data.policy import TokenPolicy
-from dna_mamba.data.vocabulary import BASE_BITS, BOS, SEP, A
+from dna_mamba.data.vocabulary import BASE_BITS
 
 
 def tokens_and_weights(stored_BT: Tensor, policy: TokenPolicy) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,7 @@ the HyenaDNA and Caduceus weights: A 7, C 8, G 9, T 10, N 11, so a token is (sto
 
 import numpy as np
 
-CLS, SEP, BOS, MASK, PAD, RESERVED, UNK, A, C, G, T, N = range(12)
-NUM_TOKENS = 12
-VOCABULARY_SIZE = 16
-"""Rows of an embedding: the tokens padded to a multiple of 8, as in the published weights."""
-ACGT = slice(A, T + 1)
+from dna_mamba.alphabet import UNK, VOCABULARY_SIZE, A, T
 
 BASE_BITS = 7
 SOFT_MASK = 8

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from dna_mamba.alphabet import NUM_TOKENS, VOCABULARY_SIZE
 from dna_mamba.errors import InputError
 
 if TYPE_CHECKING:  # settings are read, and refused, without loading torch
@@ -81,7 +82,7 @@ def layer_of(config: MixerConfig, width: int) -> "Mixer":
 class BackboneConfig:
     """Layers, width and vocabulary of a model."""
 
-    vocabulary_size: int = 16
+    vocabulary_size: int = VOCABULARY_SIZE
     """Rows of the embedding; the 12 token ids are padded to 16."""
     width: int = 128
     pattern: str = "M" * 12
@@ -90,10 +91,10 @@ class BackboneConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if not 1 <= self.width <= MAX_WIDTH or not 12 <= self.vocabulary_size <= MAX_WIDTH:
+        if not 1 <= self.width <= MAX_WIDTH or not NUM_TOKENS <= self.vocabulary_size <= MAX_WIDTH:
             raise InputError(
                 f"width {self.width} must lie between 1 and {MAX_WIDTH:,}, "
-                f"vocabulary_size {self.vocabulary_size} between 12 and {MAX_WIDTH:,}"
+                f"vocabulary_size {self.vocabulary_size} between {NUM_TOKENS} and {MAX_WIDTH:,}"
             )
         if len(self.pattern) > MAX_LAYERS:
             raise InputError(f"the pattern has {len(self.pattern):,} layers; take at most {MAX_LAYERS:,}")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dna_mamba.data.vocabulary import N
+from dna_mamba.alphabet import N
 from dna_mamba.kernels.selective_scan import SEGMENT
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.state import ModelState, alike, join, num_bytes, rows_of, tensors_of

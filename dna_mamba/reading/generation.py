@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dna_mamba.alphabet import A
 from dna_mamba.errors import InputError
 from dna_mamba.kernels.next_token import Sampling, next_token
 from dna_mamba.model.backbone import DnaMamba
@@ -14,10 +15,6 @@ from dna_mamba.model.state import ModelState, repeated, tensors_of
 from dna_mamba.reading.pieces import bounds_of, check_causal, last_of
 from dna_mamba.reading.settings import SamplingConfig
 from dna_mamba.values import whole
-
-A = 7
-ACGT = slice(A, A + 4)
-"""Token ids of the four bases, as data/vocabulary.py has them."""
 
 
 class CapturedStep:

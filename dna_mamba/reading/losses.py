@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dna_mamba.alphabet import ACGT, BOS, A
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
 from dna_mamba.data.samples import Stretch
-from dna_mamba.data.vocabulary import ACGT, BASE_BITS, BOS, SOFT_MASK, STORE_T, A
+from dna_mamba.data.vocabulary import BASE_BITS, SOFT_MASK, STORE_T
 from dna_mamba.kernels.cross_entropy import cross_entropy
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.state import ModelState

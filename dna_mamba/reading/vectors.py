@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dna_mamba.data.vocabulary import N
+from dna_mamba.alphabet import N
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.state import ModelState
 from dna_mamba.reading.pieces import Bounds, Piece, bounds_of, in_pieces, piece_on

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dna_mamba.alphabet import A
 from dna_mamba.data.labelled import LabelledWindows, Place
-from dna_mamba.data.vocabulary import A
 from dna_mamba.errors import StoppedError
 from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.reading.classes import scores_in_pieces, vectors_in_pieces

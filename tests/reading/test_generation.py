@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from dna_mamba.data.vocabulary import A
+from dna_mamba.alphabet import A
 from dna_mamba.errors import InputError
 from dna_mamba.kernels.next_token import Sampling, probabilities
 from dna_mamba.model.backbone import DnaMamba

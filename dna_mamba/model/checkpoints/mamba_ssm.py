@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from dna_mamba.alphabet import NUM_TOKENS, VOCABULARY_SIZE, A, N
 from dna_mamba.errors import InputError, check_regular, nearest
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.formats import MAMBA_SSM, TRANSFORMERS
@@ -67,7 +68,6 @@ TRANSFORMERS_KEYS = {
 }
 OFF = {"bidirectional": False, "rcps": False}
 """Keys that other programs write for models of other kinds; read where they say that it is none."""
-VOCABULARY = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,16 +337,16 @@ def import_checkpoint(path: Path, token_ids: tuple[int, ...] | None = None) -> I
     head = tensors.pop(HEAD, embedding_VD)
     if not torch.equal(head, embedding_VD):
         raise InputError(f"{path}: {HEAD!r} differs from the embedding, but in this model family the two are one")
-    own_VD = torch.zeros(VOCABULARY, backbone.width)
+    own_VD = torch.zeros(VOCABULARY_SIZE, backbone.width)
     if token_ids is None:
-        if rows > VOCABULARY:
+        if rows > VOCABULARY_SIZE:
             raise InputError(
-                f"{path} has {rows:,} tokens, ours are {VOCABULARY}; say which of them are A, C, G, T and N, as in --token-ids "
-                "7 8 9 10 11"
+                f"{path} has {rows:,} tokens, ours are {VOCABULARY_SIZE}; say which of them are A, C, G, T and N, as in "
+                "--token-ids 7 8 9 10 11"
             )
-        if rows < 12:
+        if rows < NUM_TOKENS:
             raise InputError(
-                f"{path} has {rows} tokens, fewer than our 12; say which are A, C, G, T and N with --token-ids"
+                f"{path} has {rows} tokens, fewer than our {NUM_TOKENS}; say which are A, C, G, T and N with --token-ids"
             )
         own_VD[:rows] = embedding_VD
     else:
@@ -354,7 +354,7 @@ def import_checkpoint(path: Path, token_ids: tuple[int, ...] | None = None) -> I
             raise InputError(
                 f"--token-ids {token_ids}: expected five different ids from 0 to {rows - 1}, of A, C, G, T and N"
             )
-        own_VD[7:12] = embedding_VD[list(token_ids)]
+        own_VD[A : N + 1] = embedding_VD[list(token_ids)]
     model = DnaMamba(backbone)
     copy_tensors(model, {**tensors, EMBEDDING[MAMBA_SSM]: own_VD}, str(path))
     return Imported(model=model.eval(), format=kind, vocabulary_size=rows, tensors=foreign)
