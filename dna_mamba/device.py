@@ -3,7 +3,6 @@
 from dna_mamba.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def check_device(device: str) -> None:

@@ -96,7 +96,11 @@ def test_version_says_what_it_computes_with():
 def test_bash_completes_commands_and_options(tmp_path):
     words = [sys.executable, "-m", "dna_mamba.cli", "--install-completion"]
     bash = ["bash", "-c", '"$@"; true', "bash", *words]  # the shell that it is started from says which one to write for
-    subprocess.run(bash, cwd=ROOT, env={**os.environ, "HOME": str(tmp_path)}, check=True, capture_output=True)
+    (tmp_path / ".bashrc").write_text("alias mine=ls")  # without a line end
+    for _ in range(2):
+        subprocess.run(bash, cwd=ROOT, env={**os.environ, "HOME": str(tmp_path)}, check=True, capture_output=True)
+    lines = (tmp_path / ".bashrc").read_text().splitlines()
+    assert lines[0] == "alias mine=ls" and sum("completions/dna-mamba" in line for line in lines) == 1, lines
     script = next(path for path in tmp_path.rglob("dna-mamba") if path.is_file())
     assert str(script) in (tmp_path / ".bashrc").read_text()
     ask = f"""
