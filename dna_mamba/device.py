@@ -3,6 +3,7 @@
 from dna_mamba.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def check_device(device: str) -> None:
@@ -13,6 +14,16 @@ def check_device(device: str) -> None:
     """
     if device not in DEVICES:
         raise InputError(f"device {device!r} is unknown; choose auto, cpu or cuda")
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a name that is no precision.
+
+    Raises:
+        InputError: It is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is unknown; choose {', '.join(PRECISIONS)}")
 
 
 def find_device(device: str) -> str:

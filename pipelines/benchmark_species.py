@@ -10,11 +10,13 @@ from typing import Any
 from dna_mamba.data.selection import load_genome
 from dna_mamba.errors import InputError
 from dna_mamba.files import write_json, write_text
-from dna_mamba.pipelines import finetune_species, simulate
+from dna_mamba.pipelines import simulate
 from dna_mamba.pipelines.class_metrics import Share
 from dna_mamba.pipelines.configs.bench import SpeciesBenchConfig
 from dna_mamba.pipelines.configs.species import FinetuneSpeciesConfig, LikelihoodRatioConfig, small
-from dna_mamba.pipelines.finetune_species import LengthResult
+from dna_mamba.pipelines.finetune import LengthResult
+from dna_mamba.pipelines.tasks import species
+from dna_mamba.pipelines.tasks.task import ResultRow
 
 LEAK_CONFIDENCE = 0.99
 MARK = "benchmark.json"
@@ -43,28 +45,35 @@ class SpeciesBenchResult:
 
     def leaks(self) -> list[str]:
         """Name what is above chance where nothing was planted, at 99 % for all rows together (Bonferroni)."""
-        chance = self.off.rows[-1]["value"]
-        shares = [(row["name"], row["accuracy"]) for row in self.off.rows if row["accuracy"] is not None]
+        chance = self._chance(self.off)
+        shares = [(row.name, row.accuracy) for row in self.off.rows if row.accuracy is not None]
         confidence = 1 - (1 - LEAK_CONFIDENCE) / max(1, len(shares))
         found = []
         for name, share in shares:
-            wide = Share.of(share["correct"], share["number"], confidence, share["effective"])
+            wide = Share.of(share.correct, share.number, confidence, share.effective)
             if wide.low > chance:
                 found.append(f"{name}: {wide.low:.3f} to {wide.high:.3f}")
         return found
 
     def learned(self) -> bool:
         """Say whether the model's interval lies above chance where insertions were planted."""
-        return bool(self.on.rows[0]["accuracy"]["low"] > self.on.rows[-1]["value"])
+        share = self.on.rows[0].accuracy
+        return share is not None and share.low > self._chance(self.on)
+
+    @staticmethod
+    def _chance(half: LengthResult) -> float:
+        value = half.rows[-1].value
+        assert value is not None
+        return value
 
     def as_text(self) -> str:
         """Give a table in Markdown."""
 
-        def cell(row: dict[str, Any] | None) -> str:
-            if row is None or row["value"] is None:
+        def cell(row: ResultRow | None) -> str:
+            if row is None or row.value is None:
                 return ""
-            share = row["accuracy"]
-            return f"{row['value']:.3f}" + (f" ({share['low']:.3f}-{share['high']:.3f})" if share else "")
+            share = row.accuracy
+            return f"{row.value:.3f}" + (f" ({share.low:.3f}-{share.high:.3f})" if share else "")
 
         lines = [
             f"SIMULATED great apes, test windows of {self.on.seq_len:,} bases, {self.seconds / 60:.1f} minutes",
@@ -72,9 +81,9 @@ class SpeciesBenchResult:
             "| accuracy (95 % interval) | with diagnostic insertions | without (leak test) |",
             "|---|---|---|",
         ]
-        of_off = {row["name"]: row for row in self.off.rows}
+        of_off = {row.name: row for row in self.off.rows}
         for row in self.on.rows:
-            lines.append(f"| {row['name']} | {cell(row)} | {cell(of_off.get(row['name']))} |")
+            lines.append(f"| {row.name} | {cell(row)} | {cell(of_off.get(row.name))} |")
         leaks = self.leaks()
         words = "; ".join(leaks) if leaks else "nothing is above chance at 99 %"
         model = "above chance" if self.learned() else "not above chance"
@@ -132,15 +141,15 @@ def run(
         say(f"diagnostics {name}")
         simulate.run(simulated[name], out / name, warn=warn)
         run_config = _config(config, out / name / "manifest.yaml")
-        found[name] = finetune_species.run(run_config, out / f"finetune-{name}", say=say, warn=warn).lengths[0]
+        found[name] = species.run(run_config, out / f"finetune-{name}", say=say, warn=warn).lengths[0]
         picture = out / f"finetune-{name}" / "lengths" / str(config.seq_len) / "confusion.png"
         if picture.exists():  # one that could not be drawn was a remark
             shutil.copyfile(picture, out / f"confusion-{name}.png")
         halves = {name: asdict(half) for name, half in found.items()}
         write_json(out / MARK, {"config": asdict(config), "complete": False, **halves})
         for row in found[name].rows:
-            if row["value"] is not None:
-                say(f"  diagnostics {name}, {row['name']}: {row['value']:.3f}")
+            if row.value is not None:
+                say(f"  diagnostics {name}, {row.name}: {row.value:.3f}")
     result = SpeciesBenchResult(out=out, on=found["on"], off=found["off"], seconds=time.monotonic() - started)
     write_text(out / "table.md", result.as_text() + "\n")
     write_json(out / MARK, {"config": asdict(config), "complete": True, **result.as_dict()})

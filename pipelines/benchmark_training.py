@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from dna_mamba.data.build import build
-from dna_mamba.data.datamodule import PretrainingData, StepBatch, TrainingSteps
+from dna_mamba.data.datamodule import TrainingData
 from dna_mamba.data.length_warmup import Stage
-from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.data.objectives import NextBase, TokenPolicy, sum_of_weights
 from dna_mamba.data.splits import default_split
+from dna_mamba.data.steps import StepBatch, TrainingSteps
 from dna_mamba.data.windows import plan_windows
 from dna_mamba.device import find_device, find_precision
 from dna_mamba.model.backbone import DnaMamba
@@ -24,8 +25,8 @@ from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
 from dna_mamba.pipelines.configs.bench import TrainBenchConfig
 from dna_mamba.pipelines.machines import this_gpu
 from dna_mamba.pipelines.planning import Cut, choose_cut, memory_of_step
-from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
+from dna_mamba.training.step import Stepper
 
 
 def run(
@@ -65,10 +66,10 @@ def _row(
         again = min(config.recomputed_layers, len(model.pattern))
         cut = Cut(piece_bases=config.piece_bases, kept_pieces=1, recomputed_layers=again)
     torch.manual_seed(0)
-    module = LanguageModel(
+    stepper = Stepper(
         DnaMamba(model).to(device).use_implementation(implementation_for(model, device)),
+        NextBase(TokenPolicy()),
         OptimizerConfig(),
-        TokenPolicy(),
         num_steps=100,
         stage_lengths=[length],
         contig_names=["random"],
@@ -76,23 +77,23 @@ def _row(
         kept_pieces=cut.kept_pieces,
         say=say,
     )
-    module.model.backbone.recomputed_layers = cut.recomputed_layers
-    optimizer = module.configure_optimizers()
+    stepper.model.backbone.recomputed_layers = cut.recomputed_layers
+    optimizer = stepper.make_optimizer()
     places = torch.zeros(num_windows, 3, dtype=torch.long)
 
     def batch() -> StepBatch:
         stored = torch.randint(0, 4, (num_windows, length), dtype=torch.uint8)
-        weights = sum_of_weights(stored.numpy(), module.policy)
+        weights = sum_of_weights(stored.numpy(), TokenPolicy())
         return StepBatch(stored.to(device), places, weights)
 
     batches = [batch() for _ in range(2)]
 
     def step(number: int) -> None:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            module.step(batches[number % 2], optimizer)
+            stepper.step(batches[number % 2], optimizer)
 
     def wait() -> None:
-        module.read_steps()
+        stepper.read_steps()
         if device == "cuda":
             torch.cuda.synchronize()
 
@@ -113,8 +114,8 @@ def _row(
         "ms a step": 1e3 * median,
         "+-": 1e3 * (max(seconds) - min(seconds)) / 2,
         "million bases/s": bases / median / 1e6,
-        "piece": module.piece_bases,
-        "kept": module.kept_pieces,
+        "piece": stepper.piece_bases,
+        "kept": stepper.kept_pieces,
         "layers again": cut.recomputed_layers,
     }
     if device == "cuda":
@@ -122,7 +123,7 @@ def _row(
         row["planned GiB"] = memory_of_step(model, precision, cut, length, num_windows).total / 2**30
         if config.profile:
             say(_profile(step, wait))
-        del module, optimizer, batches
+        del stepper, optimizer, batches
         torch.cuda.empty_cache()
     return row
 
@@ -157,7 +158,7 @@ def _loader_rates(config: TrainBenchConfig, device: str) -> dict[int, float]:
                 seed=0,
                 policy=TokenPolicy(),
             )
-            loader = iter(PretrainingData(steps, num_workers=2 if device == "cuda" else 0).train_dataloader())
+            loader = iter(TrainingData(steps, num_workers=2 if device == "cuda" else 0).train_dataloader())
             next(loader)  # the workers start
             started = time.perf_counter()
             bases = sum(batch.stored_BT.numel() for batch in loader)

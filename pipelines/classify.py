@@ -18,14 +18,14 @@ from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import check_is_no_input, write_table
 from dna_mamba.model.checkpoints.native import load_classifier
-from dna_mamba.model.classifier import SequenceClassifier
+from dna_mamba.model.heads.classes import ClassHead
 from dna_mamba.model.implementation import implementation_for
+from dna_mamba.model.sequence_model import SequenceModel
 from dna_mamba.pipelines.configs.read import ClassifyConfig
 from dna_mamba.pipelines.sequences import open_sequences, read_piece, warn_if_longer
-from dna_mamba.reading.classes import vectors_of
+from dna_mamba.reading.outputs import probabilities, vectors_of
+from dna_mamba.reading.pieces import piece_on
 
-PIECES = {"cpu": 2**14, "cuda": 2**20}
-"""Positions computed at once; probabilities do not depend on it (up to rounding)."""
 MOST_AT_ONCE = 512
 NO_BASE = "no_base"
 """Answer where a sequence holds no A, C, G or T; its probabilities are left empty."""
@@ -92,7 +92,7 @@ def run(
     if config.out is not None and config.out.is_dir():
         raise InputError(f"-o {config.out} is a directory; name a file in it")
     check_is_no_input(config.out, config.sequences, config.genome)
-    model, training = load_classifier(find_classifier(config.model))
+    model, head, training = load_classifier(find_classifier(config.model))
     model.use_implementation(implementation_for(model.config, device)).to(device)
     genome, intervals = open_sequences(
         config.sequences, config.genome, config.window_bases, on_progress, warn, rna=config.rna
@@ -101,14 +101,14 @@ def run(
         raise InputError(f"{config.sequences} holds no A, C, G or T, so there is nothing to classify")
     warn_if_longer(training.get("seq_len"), max(map(len, (place for place, _ in intervals)), default=0), warn)
     if on_labels:
-        on_labels(model.labels)
-    counts = dict.fromkeys(model.labels, 0)
+        on_labels(head.labels)
+    counts = dict.fromkeys(head.labels, 0)
     num_rows = num_bases = 0
     all_bases = sum(len(place) for place, _ in intervals)
 
     def rows() -> Iterator[Row]:
         nonlocal num_rows, num_bases
-        for row in classify(model, genome, intervals, config.piece_bases or PIECES[device]):
+        for row in classify(model, genome, intervals, config.piece_bases or piece_on(torch.device(device))):
             counts[row.label] = counts.get(row.label, 0) + 1
             num_rows, num_bases = num_rows + 1, num_bases + len(row.interval)
             if on_row:
@@ -121,9 +121,9 @@ def run(
         for _ in rows():
             pass
     else:
-        write_table(config.out, columns_of(model.labels), (cells_of(row) for row in rows()))
+        write_table(config.out, columns_of(head.labels), (cells_of(row) for row in rows()))
     return ClassifyResult(
-        labels=model.labels, num_rows=num_rows, num_bases=num_bases, seconds=time.monotonic() - started, counts=counts
+        labels=head.labels, num_rows=num_rows, num_bases=num_bases, seconds=time.monotonic() - started, counts=counts
     )
 
 
@@ -141,7 +141,7 @@ def cells_of(row: Row) -> tuple[str, ...]:
 
 @torch.no_grad()
 def classify(
-    model: SequenceClassifier, genome: GenomeStore, intervals: Iterable[tuple[Interval, str]], piece_bases: int
+    model: SequenceModel, genome: GenomeStore, intervals: Iterable[tuple[Interval, str]], piece_bases: int
 ) -> Iterator[Row]:
     """Give a row for each interval, in order; neighbours of one length are read together, long ones in pieces."""
     waiting: list[tuple[Interval, str]] = []
@@ -156,9 +156,9 @@ def classify(
 
 
 def _rows(
-    model: SequenceClassifier, genome: GenomeStore, some: list[tuple[Interval, str]], piece_bases: int
+    model: SequenceModel, genome: GenomeStore, some: list[tuple[Interval, str]], piece_bases: int
 ) -> Iterator[Row]:
-    device = model.head.weight.device
+    device = model.center_D.device
     length = len(some[0][0])
     num_n = np.zeros(len(some), np.int64)
 
@@ -167,11 +167,11 @@ def _rows(
         np.add(num_n, (tokens > A + 3).sum(1), out=num_n)
         return torch.from_numpy(tokens).to(device)
 
-    scores_BK = model.scores(vectors_of(model, tokens_of, length, piece_bases))
-    for (interval, name), probabilities, n in zip(
-        some, scores_BK.double().softmax(1).tolist(), num_n.tolist(), strict=True
-    ):
-        label = model.labels[int(np.argmax(probabilities))]
+    head = model.head
+    assert isinstance(head, ClassHead)
+    found_BK = probabilities(model.outputs(vectors_of(model, tokens_of, length, piece_bases)))
+    for (interval, name), found_K, n in zip(some, found_BK.tolist(), num_n.tolist(), strict=True):
+        label = head.labels[int(np.argmax(found_K))]
         if n == length:  # nothing was said that could tell classes apart
-            label, probabilities = NO_BASE, [float("nan")] * len(probabilities)
-        yield Row(interval=interval, name=name, label=label, probabilities=tuple(probabilities), share_n=n / length)
+            label, found_K = NO_BASE, [float("nan")] * len(found_K)
+        yield Row(interval=interval, name=name, label=label, probabilities=tuple(found_K), share_n=n / length)

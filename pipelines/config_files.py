@@ -177,6 +177,8 @@ def _read(kind: Any, value: Any, name: str, where: str) -> Any:
         for key in value:
             if key not in known:
                 full = f"{name}.{key}" if name else str(key)
+                if key in (now := getattr(kind, "FORMERLY", {})):
+                    raise InputError(f"{where}: {full} is {now[key]} now; set that instead")
                 raise InputError(
                     f"{where}: unknown key {full!r}{nearest(str(key), known)}; {name or 'the top'} has {', '.join(known)}"
                 )

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from dna_mamba.alphabet import A
 from dna_mamba.data.labelled import LabelledWindows, Place
-from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.data.objectives import NextBase, TokenPolicy, sum_of_weights
 from dna_mamba.data.steps import StepBatch
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.configs.species import LikelihoodRatioConfig
 from dna_mamba.reading.losses import losses_in_pieces
-from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
+from dna_mamba.training.step import Stepper
 
 
 @torch.no_grad()
@@ -40,26 +40,26 @@ def likelihood_ratio(
     seed: int,
     say: Callable[[str], None],
     autocast: Callable[[], torch.autocast],
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Train a model a class; give class probabilities (N, K), scored in float32, true classes (N,) and how it was done."""
+) -> tuple[np.ndarray, str]:
+    """Train a model a class; give class probabilities (N, K), scored in float32, and how it was done."""
     policy = TokenPolicy()
     scores_NK = np.zeros((len(places), len(labels)))
     length = test.length
     for number, label in enumerate(labels):
         own = copy.deepcopy(model).to(device).train()
         own.requires_grad_(True)
-        module = LanguageModel(
-            own, OptimizerConfig(peak_rate=config.peak_rate), policy, num_steps=config.steps, stage_lengths=[length],
+        stepper = Stepper(
+            own, NextBase(policy), OptimizerConfig(peak_rate=config.peak_rate), num_steps=config.steps, stage_lengths=[length],
             contig_names=[label], piece_bases=max(piece_bases, 1),
         )  # fmt: skip
-        optimizer = module.configure_optimizers()
+        optimizer = stepper.make_optimizer()
         for step in range(config.steps):
             stored = np.stack([train.stored(train.place_of(label, step, seed + i)) for i in range(config.batch)])
             nowhere_B3 = torch.zeros(len(stored), 3, dtype=torch.long)
             batch = StepBatch(torch.from_numpy(stored).to(device), nowhere_B3, sum_of_weights(stored, policy))
             with autocast():
-                module.step(batch, optimizer)
-            module.read_steps()
+                stepper.step(batch, optimizer)
+            stepper.read_steps()
         own.eval()
         at_once = max(1, piece_bases // length)
         for first in range(0, len(places), at_once):
@@ -70,5 +70,4 @@ def likelihood_ratio(
     scores_NK -= scores_NK.max(1, keepdims=True)
     probabilities_NK = np.exp(scores_NK)
     probabilities_NK /= probabilities_NK.sum(1, keepdims=True)
-    truth_N = np.array([list(labels).index(place.label) for place in places])
-    return probabilities_NK, truth_N, f"{config.steps} steps of {config.batch} windows a class"
+    return probabilities_NK, f"{config.steps} steps of {config.batch} windows a class"

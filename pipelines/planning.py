@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dna_mamba.alphabet import A
-from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.data.objectives import NextBase, TokenPolicy, sum_of_weights
 from dna_mamba.data.steps import StepBatch
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
@@ -19,6 +19,7 @@ from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.machines import KNOWN_GPUS, Machine
 from dna_mamba.training.optimizer import OptimizerConfig
 from dna_mamba.training.piecewise import SHORTEST_PIECE
+from dna_mamba.training.step import Stepper
 
 PIECE_ON_CPU = 2**14
 BASES_ON_CPU = 2**11
@@ -319,19 +320,16 @@ def measure(
     if device == "cpu":
         at_once = max(1, min(at_once, BASES_ON_CPU // length))
         length = min(length, BASES_ON_CPU)
-    # here: a plan for a GPU that is not here measures nothing, and loads no training framework
-    from dna_mamba.training.language_model import LanguageModel
-
     policy = TokenPolicy()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         network = DnaMamba(model).to(device).use_implementation(implementation)
     network.backbone.recomputed_layers = cut.recomputed_layers
-    module = LanguageModel(
-        network, OptimizerConfig(), policy, num_steps=100, stage_lengths=[length], contig_names=["random"],
+    stepper = Stepper(
+        network, NextBase(policy), OptimizerConfig(), num_steps=100, stage_lengths=[length], contig_names=["random"],
         piece_bases=max(cut.piece_bases, length),
     )  # fmt: skip
-    module.capture = at_once == windows and window_bases <= cut.piece_bases  # where the step is one micro-batch
-    optimizer = module.configure_optimizers()
+    stepper.capture = at_once == windows and window_bases <= cut.piece_bases  # where the step is one micro-batch
+    optimizer = stepper.make_optimizer()
     stored = np.random.default_rng(0).integers(0, 4, (at_once, length), dtype=np.uint8)
     places_B3 = torch.zeros(at_once, 3, dtype=torch.long)
     batch = StepBatch(torch.from_numpy(stored).to(device), places_B3, sum_of_weights(stored, policy))
@@ -345,13 +343,13 @@ def measure(
 
     def both() -> None:
         with context():
-            module._accumulate(batch)
+            stepper._accumulate(batch)
         network.zero_grad(set_to_none=True)
 
     def step() -> None:
         with context():
-            module.step(batch, optimizer)
-        module.read_steps()
+            stepper.step(batch, optimizer)
+        stepper.read_steps()
 
     seconds = [_fastest(function, device) for function in (forward, both, step)]
     again = cut.recomputed_layers / len(model.pattern)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -16,6 +15,8 @@ from dna_mamba.data.build import Progress
 from dna_mamba.data.fingerprints import fingerprints
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.objectives import NextBase
+from dna_mamba.data.samples import Stretch
 from dna_mamba.data.selection import load_genome, load_split
 from dna_mamba.data.splits import Split
 from dna_mamba.data.steps import TrainingSteps
@@ -29,10 +30,13 @@ from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
 from dna_mamba.pipelines.configs.pretrain import PretrainConfig
 from dna_mamba.pipelines.pretrain_plan import Plan, plan_of, resolve, sample_of
 from dna_mamba.pipelines.pretrain_results import PretrainResult, finish
-from dna_mamba.reading.losses import RegionScores, score_regions
+from dna_mamba.reading.losses import score_regions
 from dna_mamba.training import checkpoint
 from dna_mamba.training.checkpoint import newest_intact, set_aside
 from dna_mamba.training.counters import Counters, read_counters
+from dna_mamba.training.metrics_csv import PRETRAINING
+from dna_mamba.training.schedule import Schedule, Validation
+from dna_mamba.training.step import StepMetrics, Stepper
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -193,24 +197,11 @@ def _run_locked(
     else:
         counters = _put_back(config, out, model, saved, identity, len(the_plan.stages), len(genome.contigs), save, warn)
 
-    def record() -> None:
-        _record(config, out, genome, split, the_plan, counters)
-
-    record()
+    keeper = _PretrainKeeper(config, out, genome, split, the_plan, model, counters, identity, save)
+    keeper.on_checkpoint()
     bases_before = sum(map(sum, counters.bases_seen))
     if counters.step < len(steps):
-        from dna_mamba.pipelines.pretrain_fit import train  # here: a run that had ended needs no training framework
-
-        valid = sample_of(config, genome, split, "valid", config.evaluation.valid_bases)
-
-        def validate(model: DnaMamba) -> RegionScores:
-            return score_regions(model, genome, valid, config.data.policy)
-
-        names = [contig.name for contig in genome.manifest.contigs]
-        train(
-            config, out, model, counters, steps, the_plan, validate, saved=saved, identity=identity, contig_names=names,
-            save=save, record=record, callbacks=make_callbacks(), warn=warn,
-        )  # fmt: skip
+        _train(config, out, the_plan, steps, keeper, saved, make_callbacks(), warn)
     seconds = time.monotonic() - started
     save(model, "model-last")
     identity_of_results = identity | {"step": str(counters.step)}
@@ -228,6 +219,78 @@ def _run_locked(
         on_phase,
         warn,
     )
+
+
+class _PretrainKeeper:
+    """Scores the validation part, keeps the best model in model/, and writes run.json."""
+
+    columns = PRETRAINING
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        out: Path,
+        genome: GenomeStore,
+        split: Split,
+        the_plan: Plan,
+        model: DnaMamba,
+        counters: Counters,
+        identity: dict[str, str],
+        save: Callable[[DnaMamba, str], None],
+    ):
+        self.config, self.out, self.genome, self.split, self.the_plan = config, out, genome, split, the_plan
+        self.model, self.counters, self.identity, self.save = model, counters, identity, save
+        self.valid: list[Stretch] | None = None
+
+    def validate(self, recent: Sequence[StepMetrics]) -> Validation:
+        if self.valid is None:
+            self.valid = sample_of(self.config, self.genome, self.split, "valid", self.config.evaluation.valid_bases)
+        bits = score_regions(self.model, self.genome, self.valid, self.config.data.policy).total.bits_per_base
+        return Validation(
+            better=(-bits,), shown=f"{bits} bits per base", cells={"valid_bits_per_base": f"{bits:.17g}"},
+            logged={"valid/bits_per_base": bits},
+        )  # fmt: skip
+
+    def keep_best(self, step: int) -> None:
+        self.save(self.model, "model")
+
+    def on_checkpoint(self) -> None:
+        _record(self.config, self.out, self.genome, self.split, self.the_plan, self.counters)
+
+
+def _train(
+    config: PretrainConfig,
+    out: Path,
+    the_plan: Plan,
+    steps: TrainingSteps,
+    keeper: _PretrainKeeper,
+    saved: checkpoint.Checkpoint | None,
+    callbacks: Sequence["L.Callback"],
+    warn: Callable[[str], None] | None,
+) -> None:
+    """Do the steps that are left."""
+    from dna_mamba.training.run import train  # here: a run that had ended needs no training framework
+
+    def keep_smaller(piece_bases: int, kept_pieces: int) -> None:
+        smaller = replace(config.training, piece_bases=piece_bases, kept_pieces=kept_pieces)
+        write_text(out / "config.yaml", dump_yaml(replace(config, training=smaller)))
+
+    cut, training = the_plan.cut, config.training
+    keeper.model.backbone.recomputed_layers = cut.recomputed_layers
+    stepper = Stepper(
+        keeper.model, NextBase(config.data.policy), config.optimizer, num_steps=len(steps),
+        stage_lengths=[stage.window_bases for stage in the_plan.stages],
+        contig_names=[contig.name for contig in keeper.genome.manifest.contigs], piece_bases=cut.piece_bases,
+        kept_pieces=cut.kept_pieces, counters=keeper.counters, say=warn, on_smaller=keep_smaller,
+    )  # fmt: skip
+    schedule = Schedule(
+        validate_every_steps=training.validate_every_steps, checkpoint_every_steps=training.checkpoint_every_steps,
+        keep_checkpoints=training.keep_checkpoints,
+    )  # fmt: skip
+    train(
+        stepper, steps, keeper, schedule, out, device=config.device, precision=config.precision,
+        num_workers=config.data.num_workers, saved=saved, callbacks=callbacks,
+    )  # fmt: skip
 
 
 def _find_saved(
@@ -275,7 +338,7 @@ def _put_back(
                 f"the best model, of step {counters.best_step:,}, is neither in {folder} nor in {out / 'model'}: the "
                 f"newest takes its place, and the next validation is the first to compare with"
             )
-        counters.best_valid_bits, counters.best_step = math.inf, None
+        counters.best = counters.best_step = None
         save(model, "model")
     return counters
 
@@ -302,7 +365,7 @@ def _record(
             "num_steps": sum(stage.num_steps for stage in the_plan.stages),
             "skipped_steps": counters.skipped,
             "best_step": counters.best_step,
-            "best_valid_bits_per_base": counters.best_valid_bits if counters.best_step else None,
+            "best_valid_bits_per_base": None if counters.best is None else -counters.best[0],
             "num_parameters": the_plan.num_parameters,
         },
     )

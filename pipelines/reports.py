@@ -8,7 +8,7 @@ from rich.table import Table
 if TYPE_CHECKING:  # a report of one command loads nothing of another
     from dna_mamba.pipelines.benchmark import BenchResult
     from dna_mamba.pipelines.evaluate import EvaluateResult
-    from dna_mamba.pipelines.finetune_species import FinetuneSpeciesResult
+    from dna_mamba.pipelines.finetune import FinetuneResult
     from dna_mamba.pipelines.pretrain_plan import Plan
     from dna_mamba.pipelines.pretrain_results import PretrainResult
     from dna_mamba.reading.losses import Score
@@ -240,12 +240,12 @@ def bench_as_table(result: "BenchResult") -> Table:
     return table
 
 
-def finetune_as_dict(result: "FinetuneSpeciesResult") -> dict[str, Any]:
+def finetune_as_dict(result: "FinetuneResult") -> dict[str, Any]:
     """Give plain values."""
     return {"out": str(result.out), "labels": list(result.labels), "lengths": [asdict(one) for one in result.lengths]}
 
 
-def finetune_as_tables(result: "FinetuneSpeciesResult") -> list[Table]:
+def finetune_as_tables(result: "FinetuneResult") -> list[Table]:
     """Give a table a length."""
     tables = []
     for one in result.lengths:
@@ -254,14 +254,14 @@ def finetune_as_tables(result: "FinetuneSpeciesResult") -> list[Table]:
         for column in ("", "accuracy", "95 % interval", "calibration error", "log loss", ""):
             table.add_column(column)
         for row in one.rows:
-            value = "" if row["value"] is None else f"{row['value']:.3f}"
-            share = row["accuracy"]
-            interval = "" if share is None else f"{share['low']:.3f} to {share['high']:.3f}"
-            of = row["report"]
+            value = "" if row.value is None else f"{row.value:.3f}"
+            interval = "" if row.accuracy is None else f"{row.accuracy.low:.3f} to {row.accuracy.high:.3f}"
+            of = row.report
             more = ("", "") if of is None else (f"{of['calibration_error']:.3f}", f"{of['log_loss']:.3f}")
-            table.add_row(row["name"], value, interval, *more, row["detail"])
+            table.add_row(row.name, value, interval, *more, row.detail)
         tables.append(table)
-        first = one.rows[0]["report"]
+        first = one.rows[0].report
+        assert first is not None
         classes = Table(title=f"classes, windows of {one.seq_len:,} bases: rows are true, columns answers")
         for column in ("", "recognised", *result.labels):
             classes.add_column(column)

@@ -128,3 +128,21 @@ def dna_mamba(
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *path]), **environment},
         timeout=600,
     )
+
+
+def new_classifier(config, labels, pooling="last"):
+    """Make a classifier from scratch."""
+    from dna_mamba.model.heads.classes import ClassHead
+    from dna_mamba.model.sequence_model import SequenceModel
+
+    return SequenceModel(config, functools.partial(ClassHead, labels=labels, pooling=pooling))
+
+
+def classifier_from(language_model, labels, pooling="last"):
+    """Make a classifier on the backbone of a language model."""
+    from dna_mamba.model.heads.classes import ClassHead
+    from dna_mamba.model.sequence_model import SequenceModel
+
+    return SequenceModel.from_language_model(
+        language_model, functools.partial(ClassHead, labels=labels, pooling=pooling)
+    )

@@ -19,23 +19,22 @@ from hypothesis import strategies as st
 
 from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.objectives import TokenPolicy
+from dna_mamba.data.objectives import Examples, TokenPolicy, next_base
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import from_pretrained, save_classifier, shipped
-from dna_mamba.model.classifier import POOLINGS, SequenceClassifier
-from dna_mamba.model.config import BackboneConfig
+from dna_mamba.model.checkpoints.native import from_pretrained, save_sequence_model, shipped
+from dna_mamba.model.config import POOLINGS, BackboneConfig
+from dna_mamba.model.sequence_model import SequenceModel
 from dna_mamba.pipelines.embed import embed_tokens
 from dna_mamba.reading import forks
-from dna_mamba.reading.classes import scores_in_pieces
 from dna_mamba.reading.forks import Allele, score_alleles
 from dna_mamba.reading.generation import generate
 from dna_mamba.reading.losses import losses_in_pieces, score_regions
+from dna_mamba.reading.outputs import outputs_in_pieces
 from dna_mamba.reading.settings import EmbedConfig
-from dna_mamba.training.classification import backward_of_classes
 from dna_mamba.training.piecewise import backward_in_pieces
 from tests.bad_input.test_tables import HEADER
-from tests.conftest import random_letters
+from tests.conftest import classifier_from, random_letters
 from tests.training.test_resume import losses
 from tests.zygote import Zygote
 
@@ -265,9 +264,9 @@ def test_variant_scores_do_not_depend_on_pieces_or_companions(place, monkeypatch
     check()
 
 
-def classifier_of(model: DnaMamba, pooling: str) -> SequenceClassifier:
+def classifier_of(model: DnaMamba, pooling: str) -> SequenceModel:
     torch.manual_seed(0)
-    classifier = SequenceClassifier.from_language_model(model, ("a", "b", "c"), pooling)
+    classifier = classifier_from(model, ("a", "b", "c"), pooling)
     torch.nn.init.normal_(classifier.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
     return classifier.eval()
 
@@ -285,7 +284,7 @@ def test_class_probabilities_do_not_depend_on_pieces_or_companions(place, poolin
     def check(data):
         length, rows = data.draw(st.integers(1, place.longest)), data.draw(st.integers(1, 4))
         tokens_BT = torch.from_numpy(np.stack([draw_tokens(data, length) for _ in range(rows)]))
-        scores_BK = scores_in_pieces(classifier, tokens_BT.to(place.device), data.draw(place.pieces()))
+        scores_BK = outputs_in_pieces(classifier, tokens_BT.to(place.device), data.draw(place.pieces()))
         for row in range(rows):
             expected_K = plain(tokens_BT[row : row + 1])[0].softmax(-1)
             found_K = scores_BK[row].double().cpu().softmax(-1)
@@ -349,7 +348,8 @@ def test_the_loss_that_trains_and_its_gradients_do_not_depend_on_pieces_or_compa
 
         def ours():
             options = {"divisor": divisor, "piece_bases": max(2, piece), "kept_pieces": kept}
-            return backward_in_pieces(model, tokens_BT.to(place.device), weights_BT.to(place.device), **options)
+            examples = next_base(tokens_BT.to(place.device), weights_BT.to(place.device))
+            return backward_in_pieces(model, examples, **options).loss
 
         def one_by_one():
             total = 0.0
@@ -380,7 +380,7 @@ def test_the_loss_of_classes_and_its_gradients_do_not_depend_on_pieces(place):
         piece = data.draw(place.pieces())
 
         def step(model, tokens, targets, piece):
-            return backward_of_classes(model, tokens, targets, divisor=rows, piece_bases=piece)[0]
+            return backward_in_pieces(model, Examples(tokens, targets, None), divisor=rows, piece_bases=piece).loss
 
         found = gradients(
             classifier, lambda: step(classifier, tokens_BT.to(place.device), targets_B.to(place.device), piece)
@@ -403,7 +403,7 @@ def zygote(tmp_path_factory):
         for at in range(50, 9000, 500)
     ]
     (folder / "v.vcf").write_text(HEADER + "".join(records))
-    save_classifier(classifier_of(Place("cpu", "naive").load(), "mean"), folder / "c", {"seq_len": 500})
+    save_sequence_model(classifier_of(Place("cpu", "naive").load(), "mean"), folder / "c", {"seq_len": 500})
     process = Zygote(folder)
     yield process
     process.close()

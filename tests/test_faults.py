@@ -26,9 +26,9 @@ from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, open_labelled
 from dna_mamba.training import checkpoint
-from dna_mamba.training.callbacks import SpikeDetector
 from dna_mamba.training.checkpoint import set_aside
 from dna_mamba.training.metrics_csv import read_metrics
+from dna_mamba.training.spikes import SpikeDetector
 from tests.bad_input.test_models import counters, resealed
 from tests.conftest import random_letters
 from tests.zygote import ORDINARY_USER, Zygote
@@ -338,7 +338,7 @@ callbacks.RunRecorder.{method} = filling
 def test_fault10_a_disk_that_fills_up_while_metrics_are_written(zygote, unbroken, tmp_path):
     with small_disk(tmp_path / "small", "2m") as disk:
         out = disk / "run"
-        code = FILL.format(method="_write", when="arguments[2].step == 9", disk=str(disk))
+        code = FILL.format(method="_write", when="arguments[1].step == 9", disk=str(disk))
         child = zygote.run(*arguments(zygote, out, "training.checkpoint_every_steps=5"), code=code)
         assert child.code == 2 and "the disk is full" in child.last_line and "--resume" in child.last_line, child.stderr
         (disk / "filler").unlink()
@@ -577,14 +577,14 @@ def test_fault19_two_runs_that_pack_one_genome_at_once(zygote, tmp_path):
 # ---- numbers, workers, memory, clocks
 
 POISON = """
-from dna_mamba.training.language_model import LanguageModel
-original = LanguageModel._accumulate
+from dna_mamba.training.step import Stepper
+original = Stepper._accumulate
 def poisoned(self, batch):
     loss = original(self, batch)
     if self.counters.step + 1 in {nan!r}:
         next(self.model.parameters()).grad.fill_(float("nan"))
-    return loss * (100 if self.counters.step + 1 in {spikes!r} else 1)
-LanguageModel._accumulate = poisoned
+    return loss._replace(loss=loss.loss * (100 if self.counters.step + 1 in {spikes!r} else 1))
+Stepper._accumulate = poisoned
 """
 
 
@@ -615,13 +615,13 @@ def test_faults20_and_22_steps_that_are_not_finite_or_leap_are_named_with_all_th
 def test_fault20_weights_that_are_not_finite_are_never_saved(zygote, tmp_path):
     out = tmp_path / "run"
     code = """
-from dna_mamba.training.language_model import LanguageModel
-original = LanguageModel.step
+from dna_mamba.training.step import Stepper
+original = Stepper.step
 def step(self, batch, optimizer):
     original(self, batch, optimizer)
     if self.counters.step == 5:
         next(self.model.parameters()).data.fill_(float("nan"))
-LanguageModel.step = step
+Stepper.step = step
 """
     child = zygote.run(*arguments(zygote, out), code=code)
     assert child.code == 3 and "was not finite for 3 steps in a row" in child.last_line, child.stderr
@@ -754,15 +754,15 @@ def finetuning(labelled, out, *more):
 
 IN_A_STEP = """
 import os, signal
-from dna_mamba.training import finetuning
-original, calls = finetuning.backward_of_classes, []
+from dna_mamba.training import step as training
+original, calls = training.backward_in_pieces, []
 def acting(*arguments, **options):
     calls.append(1)
     found = original(*arguments, **options)
     if len(calls) in {steps!r}:
         {action}
     return found
-finetuning.backward_of_classes = acting
+training.backward_in_pieces = acting
 """
 
 
@@ -821,7 +821,8 @@ def test_fine_tuning_skips_what_is_not_finite_and_stops_at_the_third(zygote, lab
     two = zygote.run(*finetuning(labelled, tmp_path / "a"), code=IN_A_STEP.format(steps={5, 6}, action=nan))
     assert two.code == 0, two.stderr
     three = zygote.run(*finetuning(labelled, tmp_path / "b"), code=IN_A_STEP.format(steps={5, 6, 7}, action=nan))
-    assert three.code == 3 and "was not finite for 3 steps in a row; the last good checkpoint is" in three.last_line
+    assert three.code == 3 and "was not finite for 3 steps in a row; the windows of the last were" in three.last_line
+    assert "the last good checkpoint is" in three.last_line
 
 
 @pytest.mark.parametrize("before, after, code", [({10, 11}, {1}, 3), (set(), {1, 2}, 0)])

@@ -13,7 +13,7 @@ import pytest
 
 from dna_mamba.files import WholeFile, json_text, write_json, write_text
 from tests import conftest
-from tests.conftest import dna_mamba, random_letters
+from tests.conftest import classifier_from, dna_mamba, random_letters
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("dna_mamba", "pipelines", "kernels", "docs") for path in (ROOT / folder).rglob("*.py")]
@@ -201,8 +201,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({LARGEST}, {LARGEST}))
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    from dna_mamba.model.checkpoints.native import from_pretrained, save_classifier, shipped
-    from dna_mamba.model.classifier import SequenceClassifier
+    from dna_mamba.model.checkpoints.native import from_pretrained, save_sequence_model, shipped
 
     folder = tmp_path_factory.mktemp("desk")
     (folder / "x.fa").write_text(f">a\n{random_letters(9000)}\n")
@@ -210,7 +209,7 @@ def desk(tmp_path_factory):
     rows = [f"a\t{n + 1}\t.\t{letters[n]}\t{'C' if letters[n] != 'C' else 'G'}" for n in range(10, 8000, 40)]
     (folder / "v.vcf").write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\n" + "\n".join(rows) + "\n")
     model, _ = from_pretrained(shipped("human-4x64"))
-    save_classifier(SequenceClassifier.from_language_model(model, ("p", "q"), "mean"), folder / "c", {})
+    save_sequence_model(classifier_from(model, ("p", "q"), "mean"), folder / "c", {})
     assert dna_mamba("export", "human-4x64", "-o", "exported", cwd=folder).returncode == 0
     assert dna_mamba("genome", "build", "x.fa", "--out", "x.dna", cwd=folder).returncode == 0
     return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import dna_mamba
+from tests.conftest import dna_mamba, new_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
@@ -115,11 +115,10 @@ def test_what_reads_a_model_loads_no_training_framework(command, tmp_path):
     (tmp_path / "x.fa").write_text(f">a\n{letters}\n")
     (tmp_path / "v.vcf").write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\na\t101\t.\tA\tG\n")
     if command.startswith("classify"):
-        from dna_mamba.model.checkpoints.native import save_classifier
-        from dna_mamba.model.classifier import SequenceClassifier
+        from dna_mamba.model.checkpoints.native import save_sequence_model
         from dna_mamba.model.config import BackboneConfig
 
-        save_classifier(SequenceClassifier(BackboneConfig(pattern="M", width=16), ("p", "q")), tmp_path / "c", {})
+        save_sequence_model(new_classifier(BackboneConfig(pattern="M", width=16), ("p", "q")), tmp_path / "c", {})
     if command.endswith("--resume"):  # of a run that had ended
         short = [
             "--genome",

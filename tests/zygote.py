@@ -180,12 +180,12 @@ def serve() -> None:
     import dna_mamba.kernels.causal_conv1d.cpu
     import dna_mamba.kernels.selective_scan.cpu
     import dna_mamba.pipelines.embed
-    import dna_mamba.pipelines.finetune_species
     import dna_mamba.pipelines.mutate
     import dna_mamba.pipelines.pictures
-    import dna_mamba.pipelines.pretrain_settings
     import dna_mamba.pipelines.reports
     import dna_mamba.pipelines.score_variants
+    import dna_mamba.pipelines.settings
+    import dna_mamba.pipelines.tasks.species
     import dna_mamba.pipelines.track  # noqa: F401
 
     for line in sys.stdin:

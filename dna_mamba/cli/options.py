@@ -68,6 +68,7 @@ PieceLen = Annotated[
         help="Bases computed at once, or auto (from the GPU's free memory). Longer windows go in pieces, exactly."
     ),
 ]
+NumWorkers = Annotated[int | None, Parameter(help="Processes that read windows; by default 2 on a GPU and 0 on a CPU.")]
 PrecisionIfGiven = Annotated[str | None, Parameter(help=f"{_PRECISION}; auto is bf16 on a GPU.")]
 SeedOfRun = Annotated[int | None, Parameter(help="The same seed gives the same run.")]
 Settings = Annotated[Path | None, Parameter(help="YAML file of settings; flags win over it.")]

@@ -26,7 +26,7 @@ def pretrain(
     window_rule: str | None = None,
     max_n: float | None = None,
     rna: options.Rna = False,
-    num_workers: int | None = None,
+    num_workers: options.NumWorkers = None,
     piece_len: options.PieceLen = None,
     device: options.DeviceIfGiven = None,
     precision: options.PrecisionIfGiven = None,
@@ -51,43 +51,27 @@ def pretrain(
         mamba, hyenadna or tile.
     max_n
         Largest share of N in a window.
-    num_workers
-        Processes that read windows; by default 2 on a GPU and 0 on a CPU.
     out
         Run directory; without it runs/pretrain-001 or the next free number.
     resume_from
         Go on from this checkpoint of the run, setting newer ones aside.
     """
-    from dna_mamba.pipelines.pretrain_settings import settings
+    from dna_mamba.pipelines import settings
 
     resume = resume or resume_from is not None
-    if resume and overwrite:
-        raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
-    if resume and preset is not None:
-        raise InputError("--preset has no effect on a run that is resumed; leave it out")
-    if out is not None and str(out) in ("", "."):
-        raise InputError("--out needs the name of a directory for the run, such as runs/first")
+    _check_run(out, preset, resume=resume, overwrite=overwrite)
     flags = {
         "data": {"genome": genome, "split": split, "valid": valid or None, "test": test or None,
                  "window_rule": window_rule, "max_n": max_n, "num_workers": num_workers, "rna": rna or None},
         "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup},
         "device": device, "precision": precision, "seed": seed,
     }  # fmt: skip
-    if resume and out is None:
-        raise InputError("--resume needs --out, the directory of the run to go on with")
-    resolved = settings(
-        flags,
-        model=model,
-        pattern=pattern,
-        preset_name=preset,
-        file=config,
-        assignments=(*_piece_settings(piece_len), *set_),
-        run=out if resume else None,
+    asked = settings.Asked(
+        file=config, flags=flags, model=model, pattern=pattern, assignments=(*_piece_settings(piece_len), *set_)
     )
+    resolved = settings.pretrain(asked, preset_name=preset, run=out if resume else None)
     if print_config:
-        from dna_mamba.pipelines.config_files import dump_yaml
-
-        print(dump_yaml(resolved), end="")
+        _print_config(resolved)
         return
     from dna_mamba.pipelines import reports
 
@@ -101,18 +85,13 @@ def pretrain(
     from dna_mamba.pipelines import pretrain as pipeline
     from dna_mamba.pipelines import run_directory
 
-    def bar() -> list[Any]:
-        from dna_mamba.training.callbacks import ProgressBar
-
-        return [ProgressBar(console.stderr)]
-
     result = pipeline.run(
         resolved,
         out or run_directory.next_free("pretrain"),
         resume=resume,
         resume_from=resume_from,
         overwrite=overwrite,
-        make_callbacks=bar,
+        make_callbacks=_bar,
         on_progress=update,
         warn=console.warn,
         on_plan=lambda plan: console.say(reports.plan_as_text(plan)),
@@ -162,8 +141,7 @@ def plan(
     """
     from dataclasses import replace
 
-    from dna_mamba.pipelines import machines
-    from dna_mamba.pipelines.pretrain_settings import settings
+    from dna_mamba.pipelines import machines, settings
 
     if gpus < 1 or (gpu_memory is not None and not gpu_memory > 0):
         raise InputError(f"--gpus {gpus} and --gpu-memory {gpu_memory} must be positive")
@@ -174,9 +152,8 @@ def plan(
         "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup},
         "device": "cuda" if planned else None, "precision": precision,
     }  # fmt: skip
-    resolved = settings(
-        flags, model=model, preset_name=preset, file=config, assignments=(*_piece_settings(piece_len), *set_)
-    )
+    asked = settings.Asked(file=config, flags=flags, model=model, assignments=(*_piece_settings(piece_len), *set_))
+    resolved = settings.pretrain(asked, preset_name=preset)
     from dna_mamba.pipelines import pretrain_plan as pipeline
     from dna_mamba.pipelines import reports
 
@@ -214,6 +191,7 @@ def species(
     epochs: int | None = None,
     steps_per_epoch: int | None = None,
     batch: int | None = None,
+    num_workers: options.NumWorkers = None,
     device: options.DeviceIfGiven = None,
     precision: options.PrecisionIfGiven = None,
     seed: options.SeedOfRun = None,
@@ -263,46 +241,32 @@ def species(
     out
         Run directory; without it runs/finetune-001 or the next free number.
     """
-    from dna_mamba.pipelines.finetune_settings import settings
+    from dna_mamba.pipelines import settings
 
-    if resume and overwrite:
-        raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
-    if resume and (out is None or preset is not None):
-        raise InputError(
-            "--resume needs --out, the directory of the run to go on with, and takes its preset from there"
-        )
+    _check_run(out, preset, resume=resume, overwrite=overwrite)
     flags = {
         "data": {"manifest": manifest, "genomes": genomes, "split_by": split_by, "split": split, "valid": valid or None,
                  "test": test or None, "held_out_assemblies": hold_out or None},
         "recipe": {"epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch": batch},
         "seq_lens": seq_len or None, "checkpoint": checkpoint, "pooling": pooling, "frozen": frozen or None,
-        "device": device, "precision": precision, "seed": seed,
+        "num_workers": num_workers, "device": device, "precision": precision, "seed": seed,
     }  # fmt: skip
-    resolved = settings(
-        flags, model=model, preset_name=preset, file=config, assignments=set_, run=out if resume else None
-    )
+    asked = settings.Asked(file=config, flags=flags, model=model, assignments=set_)
+    resolved = settings.species(asked, preset_name=preset, run=out if resume else None)
     if print_config:
-        from dna_mamba.pipelines.config_files import dump_yaml
-
-        print(dump_yaml(resolved), end="")
+        _print_config(resolved)
         return
-    from dna_mamba.pipelines import finetune_species as pipeline
     from dna_mamba.pipelines import reports, run_directory
-    from dna_mamba.progress import Line
+    from dna_mamba.pipelines.tasks import species as pipeline
 
     update, progress = console.packing()
-    with progress, Line(console.stderr, "training") as line:
+    with progress:
         if dry_run:
             print(pipeline.plan_as_text(resolved, on_progress=update, warn=console.warn))
             return
-
-        def on_step(step: Any, total: int) -> None:
-            parts = [f"step {step.step:,}/{total:,}", f"loss {step.loss:.3f}", f"windows of {step.window_bases:,}"]
-            line.update(step.step, total, parts=parts)
-
         result = pipeline.run(
             resolved, out or run_directory.next_free("finetune"), resume=resume, overwrite=overwrite, on_progress=update,
-            say=console.say, warn=console.warn, on_step=on_step,
+            make_callbacks=_bar, say=console.say, warn=console.warn,
         )  # fmt: skip
     if json:
         console.print_json(reports.finetune_as_dict(result))
@@ -311,6 +275,30 @@ def species(
         console.stdout.print(table)
     of_last = result.out if len(result.lengths) == 1 else result.out / "lengths" / str(result.lengths[-1].seq_len)
     print(f"run: {result.out}\npicture: {result.out / 'accuracy.png'}\nnext: dna-mamba classify {of_last} FASTA")
+
+
+def _check_run(out: Path | None, preset: str | None, *, resume: bool, overwrite: bool) -> None:
+    """Refuse what cannot be asked of a run directory."""
+    if resume and overwrite:
+        raise InputError("--resume goes on with a run and --overwrite replaces it; give one of them")
+    if resume and preset is not None:
+        raise InputError("--preset has no effect on a run that is resumed; leave it out")
+    if resume and out is None:
+        raise InputError("--resume needs --out, the directory of the run to go on with")
+    if out is not None and str(out) in ("", "."):
+        raise InputError("--out needs the name of a directory for the run, such as runs/first")
+
+
+def _print_config(config: Any) -> None:
+    from dna_mamba.pipelines.config_files import dump_yaml
+
+    print(dump_yaml(config), end="")
+
+
+def _bar() -> list[Any]:
+    from dna_mamba.training.callbacks import ProgressBar  # here: only what trains loads its framework
+
+    return [ProgressBar(console.stderr)]
 
 
 def _piece_settings(piece_len: str | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from dna_mamba import signals
-from dna_mamba.data.steps import StepBatch, TrainingSteps
+from dna_mamba.data.steps import StepBatch, StepSource
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
@@ -28,10 +28,10 @@ class _Steps(Sampler[int]):
         return self.end - self.first
 
 
-class PretrainingData(L.LightningDataModule):
+class TrainingData(L.LightningDataModule):
     """Feeds the steps from `first_step` on, in order, whatever the number of workers; pinned memory is for a GPU alone."""
 
-    def __init__(self, steps: TrainingSteps, *, first_step: int = 0, num_workers: int = 0, pin_memory: bool = False):
+    def __init__(self, steps: StepSource, *, first_step: int = 0, num_workers: int = 0, pin_memory: bool = False):
         super().__init__()
         self.pin_memory = pin_memory
         self.steps = steps
@@ -50,5 +50,6 @@ class PretrainingData(L.LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
-        """Move the bases; what the host counts with stays in main memory, so that nothing waits for the GPU."""
-        return batch._replace(stored_BT=batch.stored_BT.to(device, non_blocking=True))
+        """Move bases and targets; what the host counts with stays in main memory, so that nothing waits for the GPU."""
+        targets = None if batch.targets is None else batch.targets.to(device, non_blocking=True)
+        return batch._replace(stored_BT=batch.stored_BT.to(device, non_blocking=True), targets=targets)

@@ -1,7 +1,8 @@
 # Shapes: B windows, T bases
 """The windows of every optimizer step, as a function of the seed and the step alone."""
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,9 +28,72 @@ class StepBatch(NamedTuple):
     """Place of each window, int64: contig number, first base, other strand or not."""
     sum_of_weights: float
     """Of all targets."""
+    targets: Tensor | None = None
+    """What the data say of each window (B, ...); none where the bases say it themselves."""
 
 
-class TrainingSteps(Dataset[StepBatch]):
+class StepSource(Dataset[StepBatch]):
+    """The windows of every optimizer step of a run, by its number from 0."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Count the steps."""
+
+    @abstractmethod
+    def __getitem__(self, step: int) -> StepBatch:
+        """Read the windows of a step; neither workers nor earlier steps enter."""
+
+
+class Drawn(NamedTuple):
+    """A window that was drawn for training."""
+
+    stored_T: np.ndarray
+    """Store bytes, uint8."""
+    target: int | float | np.ndarray
+    """What the data say of it: the number of its class, say."""
+    contig: int
+    """Number of its contig."""
+    start: int
+    """First base, 0-based."""
+
+
+class DrawnSteps(StepSource):
+    """Steps of windows that are drawn one by one: window i of an epoch follows from the epoch and i alone.
+
+    Args:
+        draw: Gives a window by its length, epoch and number in the epoch (from 0).
+        epoch_lengths: Bases of the windows of each epoch.
+        steps_per_epoch: Optimizer steps of an epoch.
+        batch: Windows of a step.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int, int, int], Drawn],
+        epoch_lengths: Sequence[int],
+        *,
+        steps_per_epoch: int,
+        batch: int,
+    ):
+        self.draw, self.epoch_lengths = draw, tuple(epoch_lengths)
+        self.steps_per_epoch, self.batch = steps_per_epoch, batch
+
+    def __len__(self) -> int:
+        return len(self.epoch_lengths) * self.steps_per_epoch
+
+    def __getitem__(self, step: int) -> StepBatch:
+        epoch, number = divmod(step, self.steps_per_epoch)
+        drawn = [self.draw(self.epoch_lengths[epoch], epoch, number * self.batch + i) for i in range(self.batch)]
+        targets = torch.from_numpy(np.array([one.target for one in drawn]))
+        return StepBatch(
+            torch.from_numpy(np.stack([one.stored_T for one in drawn])),
+            torch.tensor([[one.contig, one.start, 0] for one in drawn]),
+            float(self.batch),
+            targets.float() if targets.is_floating_point() else targets,
+        )
+
+
+class TrainingSteps(StepSource):
     """The windows of every optimizer step, as a function of the seed and the step alone.
 
     Window i of epoch e of a stage follows from (seed, stage, e, i); neither workers nor earlier steps enter.

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dna_mamba.kernels.cross_entropy import cross_entropy
 from dna_mamba.model.config import BackboneConfig, MixerConfig
 from dna_mamba.model.mixers.mixer import Mixer
 from dna_mamba.model.norm import RMSNorm
 from dna_mamba.model.state import LayerState, ModelState
+from dna_mamba.model.trainable import Trainable
 
 
 class Block(nn.Module):
@@ -168,7 +170,7 @@ class Backbone(nn.Module):
             torch.add(total_BD, y_BD, out=residual_BD)
 
 
-class DnaMamba(nn.Module):
+class DnaMamba(Trainable):
     """A causal language model over bases.
 
     `forward(tokens_BT, state)` gives the scores of every next base and the state, which is all that the past means to
@@ -216,6 +218,20 @@ class DnaMamba(nn.Module):
         """Turn vectors (..., D) into scores of the next base (..., V)."""
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x, self.lm_head.weight)
+
+    @property
+    def additive(self) -> bool:
+        """Every position has scores and a loss of its own."""
+        return True
+
+    def part(self, inputs_BT: Tensor, state: Sequence[LayerState] | None = None) -> tuple[Tensor, ModelState]:
+        """Give the scores of a piece, as `forward` does."""
+        return self(inputs_BT, state)
+
+    def sum_of_losses(self, outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """Add up the cross-entropies of targets_BT under logits_BTV, each times its weight; nats, over all tokens."""
+        weights = None if weights is None else weights.to(outputs.dtype)
+        return cross_entropy(outputs, targets, weights, implementation=self.implementation).sum()
 
     def new_state(self, num_sequences: int, dtype: torch.dtype = torch.float32) -> ModelState:
         """Give the state before the first base; dtype is that of matrix products, bfloat16 under autocast."""

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from dna_mamba.errors import InputError
-from dna_mamba.model.backbone import Backbone, DnaMamba
+from dna_mamba.model.backbone import Backbone
 from dna_mamba.model.state import ModelState
+from dna_mamba.model.trainable import Trainable
 
 PIECES = {"cpu": 2**14, "cuda": 2**18}
 """Positions computed at once by kind of device; no result depends on it (up to rounding)."""
@@ -77,7 +78,7 @@ def last_of(read: Read, bounds: Bounds, state: ModelState | None = None) -> Piec
     return last
 
 
-def check_causal(model: DnaMamba, what: str) -> None:
+def check_causal(model: Trainable, what: str) -> None:
     """Refuse a reading that asks what comes next of a model that has seen it.
 
     Args:

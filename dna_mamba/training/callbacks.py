@@ -6,12 +6,11 @@ import math
 import resource
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as L
 import torch
@@ -20,49 +19,19 @@ from dna_mamba import signals
 from dna_mamba.errors import TerminatedError
 from dna_mamba.model.checkpoints.native import unshared_tensors
 from dna_mamba.progress import Line
-from dna_mamba.reading.losses import Score
 from dna_mamba.training import checkpoint
-from dna_mamba.training.language_model import LanguageModel, NotFiniteError, StepMetrics
-from dna_mamba.training.metrics_csv import COLUMNS, SPEED_COLUMNS, UNUSUAL_COLUMNS, cut_metrics, read_metrics
+from dna_mamba.training.metrics_csv import SPEED_COLUMNS, UNUSUAL_COLUMNS, Columns, cut_metrics, read_metrics
+from dna_mamba.training.module import TrainingModule
+from dna_mamba.training.schedule import Schedule, Validation
+from dna_mamba.training.spikes import SpikeDetector
+from dna_mamba.training.step import NotFiniteError, StepMetrics, Stepper
 
 FLUSH_SECONDS = 1.0
 LOG_EVERY_STEPS = 10
 """Steps between points in TensorBoard; metrics.csv has every step."""
 
 
-SPIKE_DEVIATIONS = 6
-FEWEST_BEFORE_A_SPIKE, MOST_SPIKES_IN_A_ROW = 20, 10
-
-
-class SpikeDetector:
-    """Tells losses more than six standard deviations above the mean of the hundred before them, at the same window length.
-
-    A spike does not make the next one usual; after ten in a row the level has changed, and the count begins anew.
-    """
-
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=100)
-        self._window_bases = self._in_a_row = 0
-
-    def leap(self, window_bases: int, loss: float) -> tuple[float, float] | None:
-        """Take a step's loss; give mean and deviation of those before it if it leaps above them."""
-        if window_bases != self._window_bases or self._in_a_row >= MOST_SPIKES_IN_A_ROW:
-            self._recent.clear()
-            self._window_bases, self._in_a_row = window_bases, 0
-        if not math.isfinite(loss):
-            return None
-        if len(self._recent) >= FEWEST_BEFORE_A_SPIKE:
-            mean = sum(self._recent) / len(self._recent)
-            deviation = max(math.sqrt(sum((x - mean) ** 2 for x in self._recent) / len(self._recent)), 1e-3)
-            if loss > mean + SPIKE_DEVIATIONS * deviation:
-                self._in_a_row += 1
-                return mean, deviation
-        self._recent.append(loss)
-        self._in_a_row = 0
-        return None
-
-
-def _log(trainer: L.Trainer, values: dict[str, float], step: int) -> None:
+def _log(trainer: L.Trainer, values: Mapping[str, float], step: int) -> None:
     known = {name: value for name, value in values.items() if math.isfinite(value)}  # TensorBoard draws no others
     if trainer.logger is not None and known:
         trainer.logger.log_metrics(known, step=step)
@@ -75,37 +44,55 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+class Keeper(Protocol):
+    """What a run does beside its steps."""
+
+    @property
+    def columns(self) -> Columns:
+        """Of metrics.csv."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Stands in every checkpoint: what a run that goes on from it must have in common with this one."""
+
+    def validate(self, recent: Sequence[StepMetrics]) -> Validation:
+        """Score held-out sequence; `recent` are the steps since the last validation that this process did."""
+
+    def keep_best(self, step: int) -> None:
+        """Let the model as it is after a step stand as the best, or as the newest until there was a validation."""
+
+    def on_checkpoint(self) -> None:
+        """Do what is to be done after a checkpoint was saved."""
+
+
 class RunRecorder(L.Callback):
     """After every step: validate if it is time, write the metrics, save a checkpoint if it is time, obey signals.
 
     One callback, so that the order is plain: the metrics of a step are written before its checkpoint.
+
+    Args:
+        folder: metrics.csv and checkpoints/ stand in it.
+        stepper: Does the steps.
+        keeper: Does the rest.
+        schedule: When.
+        resume_from: What the run goes on from.
     """
 
     def __init__(
         self,
         folder: Path,
+        stepper: Stepper,
+        keeper: Keeper,
+        schedule: Schedule,
         *,
-        validate: Callable[[LanguageModel], Score],
-        save_best: Callable[[LanguageModel], None],
-        on_checkpoint: Callable[[LanguageModel], None],
-        extra_counters: dict[str, Any],
-        checkpoint_every_steps: int,
-        validate_every_steps: int,
-        keep_checkpoints: int,
         resume_from: checkpoint.Checkpoint | None,
     ):
-        self.folder = folder
-        self.validate = validate
-        self.save_best = save_best
-        self.on_checkpoint = on_checkpoint
-        self.extra_counters = extra_counters
-        self.checkpoint_every_steps = checkpoint_every_steps
-        self.validate_every_steps = validate_every_steps
-        self.keep_checkpoints = keep_checkpoints
+        self.folder, self.stepper, self.keeper, self.schedule = folder, stepper, keeper, schedule
         self.resume_from = resume_from
         self.received: int | None = None
         self._handlers: dict[int, Any] = {}
         self._files: list[Any] = []
+        self._recent: list[StepMetrics] = []
 
     @property
     def checkpoints(self) -> Path:
@@ -114,30 +101,29 @@ class RunRecorder(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put back what a checkpoint holds, open metrics.csv, and take over the signals from Lightning."""
-        assert isinstance(pl_module, LanguageModel)
         if self.resume_from is not None:
             optimizer = trainer.optimizers[0]
-            named = list(pl_module.model.named_parameters())
+            named = [(name, p) for name, p in self.stepper.model.named_parameters() if p.requires_grad]
             checkpoint.load_optimizer_tensors(optimizer, named, self.resume_from.optimizer, str(self.folder))
             checkpoint.load_rng_tensors(self.resume_from.rng, str(self.folder))
         self._files = []
         self._rows, self._speed_rows, self._unusual_rows = (
-            self._open(name, columns, pl_module.counters.step)
+            self._open(name, columns, self.stepper.counters.step)
             for name, columns in (
-                ("metrics.csv", COLUMNS),
+                ("metrics.csv", self.keeper.columns.names),
                 ("speed.csv", SPEED_COLUMNS),
                 ("unusual.csv", UNUSUAL_COLUMNS),
             )
         )
         self._spikes = SpikeDetector()
         for row in read_metrics(self.folder / "metrics.csv"):
-            self._spikes.leap(int(row["window_bases"]), float(row["train_loss"]))
+            self._spikes.leap(int(row["window_bases"]), float(row[self.keeper.columns.loss]))
         self._flushed = time.monotonic()
         self._handlers = signals.take(self._on_signal)
 
     def _open(self, name: str, columns: Sequence[str], last_step: int) -> Any:
         path = self.folder / name
-        cut_metrics(path, last_step)
+        cut_metrics(path, last_step, columns)
         fresh = not path.exists()
         file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed in close()
         self._files.append(file)
@@ -156,113 +142,114 @@ class RunRecorder(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record the step that just ended."""
-        assert isinstance(pl_module, LanguageModel)
-        counters = pl_module.counters
-        valid = ""
-        done = counters.step == pl_module.num_steps
-        improved = False
-        validate = done or counters.step % self.validate_every_steps == 0
-        due = done or counters.step % self.checkpoint_every_steps == 0
+        stepper, counters = self.stepper, self.stepper.counters
+        step = counters.step
+        validate, due = self.schedule.validates(step, stepper.num_steps), self.schedule.saves(step, stepper.num_steps)
         # what is not needed at once is read while the GPU works on the next step
         wait = validate or due or pl_module.device.type == "cpu"
-        read = pl_module.read_steps(leave=0 if wait else 1)
-        if validate:
-            pl_module.make_room()
-            bits = self.validate(pl_module).bits_per_base
-            valid = f"{bits:.17g}"
-            _log(trainer, {"valid/bits_per_base": bits}, counters.step)
-            if not math.isfinite(bits):
-                pl_module.say(
-                    f"step {counters.step}: validation gave {bits} bits per base, which is compared with nothing; model/ stays "
-                    f"as it was"
-                )
-            elif bits < counters.best_valid_bits:
-                counters.best_valid_bits, counters.best_step = bits, counters.step
-                self.save_best(pl_module)
-                improved = True
+        read = stepper.read_steps(leave=0 if wait else 1)
+        self._recent += read
+        found = self._validate(trainer) if validate else None
+        improved = found is not None and counters.best_step == step
         stop = self.received is not None  # also a signal that came meanwhile
         if stop:
             try:
-                read += pl_module.read_steps()
+                read += stepper.read_steps()
             except NotFiniteError as error:
                 error.read[:0] = read
                 raise
         for metrics in read:
-            self._write(trainer, pl_module, metrics, valid if metrics.step == counters.step else "")
+            self._write(trainer, metrics, found.cells if found is not None and metrics.step == step else {})
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             for file in self._files:
                 file.flush()
             self._flushed = time.monotonic()
-        if (due or improved or stop) and all(bool(p.isfinite().all()) for p in pl_module.model.parameters()):
-            self.save(trainer, pl_module)  # weights that are not finite never take the place of good ones
+        if (due or improved or stop) and all(bool(p.isfinite().all()) for p in stepper.model.parameters()):
+            self.save(trainer)  # weights that are not finite never take the place of good ones
         if stop:
             trainer.should_stop = True
 
-    def _write(self, trainer: L.Trainer, module: LanguageModel, metrics: StepMetrics, valid: str) -> None:
-        bits_per_base = metrics.train_loss / 0.6931471805599453
-        self._rows.writerow(
-            [
-                *(metrics.step, metrics.window_bases, f"{metrics.train_loss:.17g}", f"{bits_per_base:.6f}"),
-                *(f"{metrics.gradient_norm:.9g}", f"{metrics.learning_rate:.9g}", metrics.bases),
-                *(int(metrics.skipped), valid),
-            ]
-        )
-        leap = self._spikes.leap(metrics.window_bases, metrics.train_loss)
+    def _validate(self, trainer: L.Trainer) -> Validation:
+        """Score held-out sequence, and let the model stand as the best if it is."""
+        stepper, counters = self.stepper, self.stepper.counters
+        stepper.make_room()
+        stepper.model.eval()
+        found = self.keeper.validate(self._recent)
+        stepper.model.train()
+        self._recent = []
+        _log(trainer, found.logged, counters.step)
+        if not found.finite:
+            stepper.say(
+                f"step {counters.step}: validation gave {found.shown}, which is compared with nothing; model/ stays as it was"
+            )
+        elif found.counts and (counters.best is None or found.better > counters.best):
+            counters.best, counters.best_step = found.better, counters.step
+            self.keeper.keep_best(counters.step)
+        return found
+
+    def _write(self, trainer: L.Trainer, metrics: StepMetrics, validation: Mapping[str, str]) -> None:
+        self._rows.writerow(self.keeper.columns.row(metrics, validation))
+        leap = self._spikes.leap(metrics.window_bases, metrics.loss)
         if metrics.skipped or leap is not None:
             kind = "not finite" if metrics.skipped else "spike"
-            loss, norm = f"{metrics.train_loss:.17g}", f"{metrics.gradient_norm:.9g}"
+            loss, norm = f"{metrics.loss:.17g}", f"{metrics.gradient_norm:.9g}"
             mean, deviation = ("", "") if leap is None else (f"{leap[0]:.9g}", f"{leap[1]:.9g}")
-            windows = " ".join(module.name_windows(metrics))
+            windows = " ".join(self.stepper.name_windows(metrics))
             self._unusual_rows.writerow([metrics.step, kind, loss, norm, mean, deviation, windows])
             what = "its numbers were not finite, so it was left out" if metrics.skipped else f"the loss leapt to {loss}"
-            module.say(f"step {metrics.step}: {what}; unusual.csv names its windows")
+            self.stepper.say(f"step {metrics.step}: {what}; unusual.csv names its windows")
         rate = metrics.bases / metrics.seconds if metrics.seconds > 0 else float("nan")
         memory = peak_memory_gib()
         if rate == rate:  # the first step of a run compiles and has no step before it
             self._speed_rows.writerow([metrics.step, f"{rate:.6g}", f"{memory:.4f}"])
         if metrics.step % LOG_EVERY_STEPS == 0:
-            names = ("train_loss", "gradient_norm", "learning_rate", "window_bases")
-            values = {f"train/{name}": float(getattr(metrics, name)) for name in names}
-            values[f"train_loss_by_window/{metrics.window_bases}"] = metrics.train_loss
+            loss_name = self.keeper.columns.loss
+            values = {
+                f"train/{loss_name}": metrics.loss,
+                **{f"train/{n}": v for n, v in zip(self.stepper.model.counted, metrics.counts, strict=True)},
+                **{
+                    f"train/{n}": float(getattr(metrics, n)) for n in ("gradient_norm", "learning_rate", "window_bases")
+                },
+                f"{loss_name}_by_window/{metrics.window_bases}": metrics.loss,
+            }
             _log(trainer, values | {"speed/bases_per_second": rate, "speed/peak_memory_gib": memory}, metrics.step)
 
-    def save(self, trainer: L.Trainer, module: LanguageModel) -> Path:
+    def save(self, trainer: L.Trainer) -> Path:
         """Write a checkpoint of the run as it stands after the last step."""
         for file in self._files:
             file.flush()
-        names = {id(parameter): name for name, parameter in module.model.named_parameters()}
+        model, counters = self.stepper.model, self.stepper.counters
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
         path = checkpoint.save(
             self.checkpoints,
-            module.counters.step,
+            counters.step,
             checkpoint.Checkpoint(
-                model=unshared_tensors(module.model),
+                model=unshared_tensors(model),
                 optimizer=checkpoint.optimizer_tensors(trainer.optimizers[0], names),
                 rng=checkpoint.rng_tensors(),
-                counters={**asdict(module.counters), **self.extra_counters},
+                counters={**asdict(counters), **self.keeper.identity},
             ),
         )
-        checkpoint.prune(self.checkpoints, self.keep_checkpoints, module.counters.best_step)
-        if module.counters.best_step is None:
-            self.save_best(module)  # until a validation says which is best, the newest stands there
-        self.on_checkpoint(module)
+        best = counters.best_step if self.schedule.keep_best else None
+        checkpoint.prune(self.checkpoints, self.schedule.keep_checkpoints, best)
+        if counters.best_step is None:
+            self.keeper.keep_best(counters.step)  # until a validation says which is best, the newest stands there
+        self.keeper.on_checkpoint()
         return path
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close metrics.csv and give the signals and the memory of a captured step back."""
-        assert isinstance(pl_module, LanguageModel)
-        pl_module._captured = None
+        self.stepper.let_go()
         self.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the rows of the steps that stopped the run, then close."""
         read = list(exception.read) if isinstance(exception, NotFiniteError) else []
         with contextlib.suppress(Exception):  # after a fault of the GPU nothing can be read
-            assert isinstance(pl_module, LanguageModel)
-            read += pl_module.read_steps()
+            read += self.stepper.read_steps()
         if self._files:
             for metrics in read:
-                assert isinstance(pl_module, LanguageModel)
-                self._write(trainer, pl_module, metrics, "")
+                self._write(trainer, metrics, {})
         self.close()
 
     def close(self) -> None:
@@ -275,7 +262,7 @@ class RunRecorder(L.Callback):
 
 
 class ProgressBar(L.Callback):
-    """A line with the share of the steps done, the time left, loss in bits per base, bases per second and more, as it fits."""
+    """A line with the share of the steps done, the time left, loss, bases per second and more, as it fits."""
 
     def __init__(self, console: Any):
         self.console = console
@@ -285,35 +272,34 @@ class ProgressBar(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count."""
-        assert isinstance(pl_module, LanguageModel)
+        assert isinstance(pl_module, TrainingModule)
         self._started: float | None = None
         self._bases = 0
-        self._shown = pl_module.counters.step
+        self._shown = pl_module.stepper.counters.step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar; without a terminal print a line a minute."""
-        assert isinstance(pl_module, LanguageModel)
-        last = pl_module.last
+        assert isinstance(pl_module, TrainingModule)
+        stepper, last = pl_module.stepper, pl_module.stepper.last
         if last is None or last.step == self._shown:  # the numbers of a step on a GPU come one step later
             return
         since, self._shown = last.step - self._shown, last.step
-        bits = last.train_loss / 0.6931471805599453
         if last.window_bases != self._window:  # the loss is shown by stage
             self._window, self._smoothed = last.window_bases, None
-        self._smoothed = bits if self._smoothed is None else 0.95 * self._smoothed + 0.05 * bits
+        self._smoothed = last.loss if self._smoothed is None else 0.95 * self._smoothed + 0.05 * last.loss
         if self._started is None:
             self._started = time.monotonic()  # the first step compiles
         else:
             self._bases += last.bases * since
         rate = self._bases / max(time.monotonic() - self._started, 1e-9)
         parts = [
-            f"step {last.step:,}/{pl_module.num_steps:,}", f"{self._smoothed:.3f} bits/base", f"{rate:,.0f} bases/s",
+            f"step {last.step:,}/{stepper.num_steps:,}", stepper.objective.words(self._smoothed), f"{rate:,.0f} bases/s",
             f"windows of {last.window_bases:,}", f"gradient {last.gradient_norm:.2f}", f"rate {last.learning_rate:.1e}",
             f"{peak_memory_gib():.1f} GiB",
         ]  # fmt: skip
-        self.line.update(last.step, pl_module.num_steps, parts=parts)
+        self.line.update(last.step, stepper.num_steps, parts=parts)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the bar as it stands."""

@@ -1,6 +1,7 @@
 """The recipe of fine-tuning; loads no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from dna_mamba.errors import InputError
 from dna_mamba.training.optimizer import OptimizerConfig
@@ -17,6 +18,8 @@ class FinetuneConfig:
     peak; above 2^14 bases one epoch at each power of two first.
     """
 
+    FORMERLY: ClassVar[dict[str, str]] = {"piece_bases": "piece_bases"}
+
     seq_len: int = field(default=1024, metadata={"instead": "seq_lens"})
     epochs: int = 10
     steps_per_epoch: int = 1024
@@ -27,13 +30,11 @@ class FinetuneConfig:
             peak_rate=1e-4, final_rate=1e-6, warmup_share=0.5, fewest_warmup_steps=0
         )
     )
-    piece_bases: int = field(default=2**14, metadata={"instead": "piece_bases"})
-    """Positions computed at once; shorter windows are batched up to this."""
     standardize_windows: int = 256
     """Training windows whose vectors give the head its zero and its unit; 0 leaves vectors as they are, as in the paper."""
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "epochs", "steps_per_epoch", "batch", "piece_bases"):
+        for name in ("seq_len", "epochs", "steps_per_epoch", "batch"):
             if not 1 <= getattr(self, name) <= 2**40:
                 raise InputError(f"finetune: {name} {getattr(self, name)} must lie between 1 and 2^40")
         if not 0 <= self.standardize_windows <= 2**20 or self.standardize_windows == 1:

@@ -1,12 +1,9 @@
 """What fine-tuning for species is asked to do."""
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from dna_mamba.device import check_device
 from dna_mamba.errors import InputError, nearest
-from dna_mamba.model.config import POOLINGS, BackboneConfig
-from dna_mamba.pipelines.config_files import load_yaml, read_config
+from dna_mamba.pipelines.configs.finetune import FinetuneRunConfig
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig
 from dna_mamba.training.optimizer import OptimizerConfig
 from dna_mamba.training.recipe import FinetuneConfig
@@ -56,61 +53,18 @@ class SpeciesEvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneSpeciesConfig:
-    """A fine-tuning run in full."""
+class FinetuneSpeciesConfig(FinetuneRunConfig):
+    """Fine-tuning for species, or any other labels of genomes, in full."""
 
-    preset: str = "paper"
     data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
-    seq_lens: tuple[int, ...] = (1024,)
-    """Window lengths, one classifier each."""
-    checkpoint: str | None = None
-    """Run or model directory to begin with, perhaps with {seq_len} in it; none trains from scratch."""
-    model: BackboneConfig | None = None
-    """Sizes from scratch, 12 x 128 if nothing is said; a checkpoint brings its own."""
-    pooling: str = "last"
-    frozen: bool = False
-    """Train the head alone."""
-    recipe: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(seq_len=1024))
-    """Its seq_len is replaced by each of seq_lens."""
     evaluation: SpeciesEvaluationConfig = field(default_factory=SpeciesEvaluationConfig)
-    piece_bases: int | None = None
-    """Positions computed at once; none chooses from the memory of the GPU."""
-    checkpoint_every_steps: int = 256
-    device: str = "auto"
-    precision: str = "auto"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_device(self.device)
         if not self.data.manifest:
             raise InputError(
                 "finetune species needs --manifest: a YAML file, or great-apes or hyenadna-5 from the package"
             )
-        if self.pooling not in POOLINGS:
-            raise InputError(
-                f"pooling {self.pooling!r} is unknown{nearest(self.pooling, POOLINGS)}; choose {', '.join(POOLINGS)}"
-            )
-        if self.frozen and self.checkpoint is None:
-            raise InputError("--frozen trains the head of a pretrained model; name one with --checkpoint")
-        if self.checkpoint is not None and self.model is not None:
-            raise InputError(
-                f"model.* does nothing beside checkpoint {self.checkpoint!r}, which brings its own sizes; leave it out, or set "
-                f"checkpoint=null to train from scratch"
-            )
-        if not self.seq_lens or len(set(self.seq_lens)) < len(self.seq_lens):
-            raise InputError(f"seq_lens {list(self.seq_lens)} must be one or more different lengths")
-        for length in self.seq_lens:
-            self.recipe_of(length)
-        if self.checkpoint_every_steps < 1:
-            raise InputError(f"checkpoint_every_steps {self.checkpoint_every_steps} must be at least 1")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(f"precision {self.precision!r} is unknown; choose auto, fp32 or bf16")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed {self.seed} must lie between 0 and 2^63 - 1")
-
-    def recipe_of(self, length: int) -> FinetuneConfig:
-        """Give the recipe at a window length."""
-        return replace(self.recipe, seq_len=length)
+        FinetuneRunConfig.__post_init__(self)
 
 
 def paper(manifest: str) -> FinetuneSpeciesConfig:
@@ -145,14 +99,3 @@ def preset(name: str, manifest: str) -> FinetuneSpeciesConfig:
     if name not in PRESETS:
         raise InputError(f"preset {name!r} is unknown{nearest(name, PRESETS)}; choose {', '.join(PRESETS)}")
     return PRESETS[name](manifest)
-
-
-def config_of_run(out: Path) -> FinetuneSpeciesConfig:
-    """Read the configuration of a run."""
-    path = out / "config.yaml"
-    if not path.exists():
-        raise InputError(f"--resume: {out} holds no run to go on with (no config.yaml in it)")
-    values = load_yaml(path)
-    if values.get("checkpoint") is not None:
-        values["model"] = None  # runs of older versions wrote one down that was not used
-    return read_config(FinetuneSpeciesConfig, values, str(path))

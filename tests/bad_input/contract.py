@@ -16,10 +16,6 @@ from typing import Any
 import pytest
 
 # what commands import when they first run: its time and memory are not those of an input
-import dna_mamba.pipelines.embed
-import dna_mamba.pipelines.finetune_species
-import dna_mamba.pipelines.pretrain
-import dna_mamba.pipelines.score_variants  # noqa: F401
 from dna_mamba.cli import main
 from dna_mamba.errors import InputError
 

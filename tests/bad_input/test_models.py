@@ -19,8 +19,7 @@ from safetensors.torch import load, save
 import dna_mamba as dm
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import from_pretrained, save_classifier, save_pretrained, with_checksum
-from dna_mamba.model.classifier import SequenceClassifier
+from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained, save_sequence_model, with_checksum
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.checkpoints import ImportConfig, import_model
 from dna_mamba.pipelines.config_files import load_yaml, read_config
@@ -29,7 +28,7 @@ from dna_mamba.pipelines.pretrain import PretrainConfig
 from dna_mamba.training import checkpoint
 from tests.bad_input import test_fasta, test_tables
 from tests.bad_input.contract import Case, make, named, refused_by_command, refused_by_function, run_command
-from tests.conftest import random_letters
+from tests.conftest import classifier_from, random_letters
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
@@ -433,8 +432,8 @@ def test_row77_every_command_that_reads_further_than_the_training_says_so(comman
     record = f"a\t550\t.\t{letters[549]}\t{'C' if letters[549] == 'A' else 'A'}\t.\t.\t.\n"
     (tmp_path / "v.vcf").write_text(test_tables.HEADER + record)
     if command == "classify":
-        classifier = SequenceClassifier.from_language_model(model_of(), ("x", "y"), "mean")
-        save_classifier(classifier, tmp_path / "c", {"seq_len": 512})
+        classifier = classifier_from(model_of(), ("x", "y"), "mean")
+        save_sequence_model(classifier, tmp_path / "c", {"seq_len": 512})
     words = {
         "score": ("score", model, tmp_path / "v.vcf", "--genome", tmp_path / "s.fa", "-o", tmp_path / "o.vcf"),
         "track": ("track", model, "--genome", tmp_path / "s.fa", "-o", tmp_path / "o.bw"),

@@ -7,11 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dna_mamba.data.build import build
-from dna_mamba.data.datamodule import PretrainingData, TrainingSteps
+from dna_mamba.data.datamodule import TrainingData
 from dna_mamba.data.intervals import Interval, merge, shared_bases, subtract
 from dna_mamba.data.length_warmup import Stage, lengths, plan_stages, stage_of_step
 from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
 from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
+from dna_mamba.data.steps import TrainingSteps
 from dna_mamba.data.vocabulary import reverse_complement_tokens
 from dna_mamba.data.windows import flips_of_epoch, known_bases, order_of_epoch, plan_windows, read_by
 from dna_mamba.errors import InputError
@@ -216,7 +217,7 @@ def test_every_epoch_has_an_order_and_strands_of_its_own(steps):
 
 
 def test_a_flipped_window_is_the_reverse_complement_of_its_place(steps, genome):
-    stored, places, _ = steps[4]
+    stored, places, *_ = steps[4]
     tokens, _ = tokens_and_weights(stored, TokenPolicy())
     names = [c.name for c in genome.manifest.contigs]
     assert set(places[:, 2].tolist()) == {0, 1}
@@ -227,10 +228,10 @@ def test_a_flipped_window_is_the_reverse_complement_of_its_place(steps, genome):
 
 @pytest.mark.parametrize("num_workers", [0, 1, 4])
 def test_the_loader_gives_the_same_steps_from_any_start_with_any_number_of_workers(steps, num_workers):
-    data = PretrainingData(steps, first_step=27, num_workers=num_workers)
+    data = TrainingData(steps, first_step=27, num_workers=num_workers)
     batches = list(data.train_dataloader())
     assert len(batches) == 23
-    for number, (stored, places, sum_of_weights) in enumerate(batches, 27):
+    for number, (stored, places, sum_of_weights, _) in enumerate(batches, 27):
         assert torch.equal(stored, steps[number][0]) and torch.equal(places, steps[number][1])
         assert sum_of_weights == float(tokens_and_weights(stored, TokenPolicy())[1][:, 1:].double().sum())
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dna_mamba.data.objectives import next_base
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
@@ -132,8 +133,9 @@ def test_a_sequence_does_not_depend_on_its_companions():
 def test_gradients_in_pieces_equal_those_of_the_whole(piece_bases, kept_pieces):
     tokens, weights = random_tokens(2, 100), torch.rand(2, 100, generator=torch.Generator().manual_seed(1))
     whole, pieces = make_model(), make_model()
-    expected = backward_in_pieces(whole, tokens, weights, divisor=10.0, piece_bases=1000)
-    given = backward_in_pieces(pieces, tokens, weights, divisor=10.0, piece_bases=piece_bases, kept_pieces=kept_pieces)
+    expected = backward_in_pieces(whole, next_base(tokens, weights), divisor=10.0, piece_bases=1000).loss
+    examples = next_base(tokens, weights)
+    given = backward_in_pieces(pieces, examples, divisor=10.0, piece_bases=piece_bases, kept_pieces=kept_pieces).loss
     assert abs(float(given / expected) - 1) < TOLERANCE
     for (name, a), b in zip(pieces.named_parameters(), whole.parameters(), strict=True):
         assert (a.grad - b.grad).norm() / b.grad.norm() < TOLERANCE, name

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dna_mamba.data.objectives import next_base
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.reading.generation import CapturedStep
@@ -25,7 +26,8 @@ def loss_and_gradients(model, implementation, tokens_BT, piece_bases):
     model.use_implementation(implementation).zero_grad()
     weights_BT = torch.ones(tokens_BT.shape, device=tokens_BT.device)
     weights_BT[:, 3] = 0.0
-    loss = backward_in_pieces(model, tokens_BT, weights_BT, divisor=tokens_BT.numel(), piece_bases=piece_bases)
+    examples = next_base(tokens_BT, weights_BT)
+    loss = backward_in_pieces(model, examples, divisor=tokens_BT.numel(), piece_bases=piece_bases).loss
     return loss, torch.cat([p.grad.flatten() for p in model.parameters()])
 
 

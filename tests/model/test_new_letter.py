@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dna_mamba.data.objectives import Examples, next_base
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.formats import FORMATS
 from dna_mamba.model.checkpoints.mamba_ssm import config_for
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
-from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import LETTERS, BackboneConfig, Letter
 from dna_mamba.model.mixers.mixer import LayerMemory, Mixer
 from dna_mamba.pipelines import planning, pretrain, pretrain_plan
@@ -24,13 +24,13 @@ from dna_mamba.pipelines.embed import embed_tokens
 from dna_mamba.pipelines.machines import known_gpu
 from dna_mamba.pipelines.planning import Cut, memory_of_step
 from dna_mamba.pipelines.presets import preset
-from dna_mamba.reading.classes import scores_in_pieces
 from dna_mamba.reading.forks import score_alleles
 from dna_mamba.reading.generation import CapturedStep, generate
+from dna_mamba.reading.outputs import outputs_in_pieces
 from dna_mamba.reading.settings import EmbedConfig, SamplingConfig
-from dna_mamba.training.classification import backward_of_classes
 from dna_mamba.training.optimizer import OptimizerConfig
 from dna_mamba.training.piecewise import backward_in_pieces
+from tests.conftest import classifier_from
 from tests.reading.test_forks import alleles_of, from_scratch, tokens_of_length
 
 
@@ -204,10 +204,10 @@ def some_tokens(*shape):
 def test_pieces_give_the_gradients_of_the_whole(pattern, piece_bases, kept_pieces):
     tokens_BT, weights_BT = some_tokens(2, 40), torch.rand(2, 40, dtype=torch.float64)
     whole, pieces = make(pattern, dtype=torch.float64), make(pattern, dtype=torch.float64)
-    expected = backward_in_pieces(whole, tokens_BT, weights_BT, divisor=9.0, piece_bases=1000)
+    expected = backward_in_pieces(whole, next_base(tokens_BT, weights_BT), divisor=9.0, piece_bases=1000).loss
     given = backward_in_pieces(
-        pieces, tokens_BT, weights_BT, divisor=9.0, piece_bases=piece_bases, kept_pieces=kept_pieces
-    )
+        pieces, next_base(tokens_BT, weights_BT), divisor=9.0, piece_bases=piece_bases, kept_pieces=kept_pieces
+    ).loss
     assert given == pytest.approx(float(expected), rel=1e-6)
     for (name, one), other in zip(whole.named_parameters(), pieces.parameters(), strict=True):
         assert (one.grad - other.grad).norm() < tolerance(pattern) * one.grad.norm(), name
@@ -219,7 +219,7 @@ def test_layers_computed_again_give_the_same_gradients(model):
     for layers in (0, len(model.config.pattern)):
         model.zero_grad()
         model.backbone.recomputed_layers = layers
-        backward_in_pieces(model, tokens_BT, weights_BT, divisor=1.0, piece_bases=9, kept_pieces=2)
+        backward_in_pieces(model, next_base(tokens_BT, weights_BT), divisor=1.0, piece_bases=9, kept_pieces=2)
         found.append([parameter.grad.clone() for parameter in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
@@ -297,10 +297,13 @@ def test_a_classifier_reads_and_learns_in_pieces(pattern):
     found = []
     for piece_bases in (1000, 9):
         torch.manual_seed(1)
-        model = SequenceClassifier.from_language_model(language_model, ("a", "b"), "mean").double()
+        model = classifier_from(language_model, ("a", "b"), "mean").double()
         model.use_implementation("naive")
-        loss, scores_BK = backward_of_classes(model, tokens_BT, targets_B, divisor=3.0, piece_bases=piece_bases)
-        assert torch.allclose(scores_in_pieces(model, tokens_BT, piece_bases), scores_BK, rtol=tolerance(pattern))
+        examples = Examples(tokens_BT, targets_B, None)
+        loss, right = backward_in_pieces(model, examples, divisor=3.0, piece_bases=piece_bases)
+        scores_BK = outputs_in_pieces(model, tokens_BT, piece_bases)
+        assert torch.allclose(scores_BK, model(tokens_BT), rtol=tolerance(pattern))
+        assert right.tolist() == [int((scores_BK.argmax(1) == targets_B).sum())]
         found.append((loss, [parameter.grad for parameter in model.parameters()]))
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-6)
     assert all((a - b).norm() <= tolerance(pattern) * a.norm() for a, b in zip(found[0][1], found[1][1], strict=True))

@@ -1,7 +1,6 @@
 """The verdicts of the species benchmark, on rows worked out by hand."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,16 +9,17 @@ import pytest
 from dna_mamba.pipelines import benchmark_species
 from dna_mamba.pipelines.benchmark_species import SpeciesBenchConfig, SpeciesBenchResult
 from dna_mamba.pipelines.class_metrics import Share
-from dna_mamba.pipelines.finetune_species import LengthResult
+from dna_mamba.pipelines.finetune import LengthResult
+from dna_mamba.pipelines.tasks.task import ResultRow
 
 
 def length(*rights, number=600):
     names = ("Mamba 4x64, mean", "k-mers + logistic regression")
     rows = [
-        {"name": n, "value": r / number, "accuracy": asdict(Share.of(r, number))}
+        ResultRow(name=n, detail="", value=r / number, accuracy=Share.of(r, number))
         for n, r in zip(names, rights, strict=True)
     ]
-    rows.append({"name": "chance", "value": 0.2, "accuracy": None})
+    rows.append(ResultRow(name="chance", detail="", value=0.2))
     return LengthResult(seq_len=4096, began_with="human-4x64", rows=tuple(rows), seconds=1.0, bases=1)
 
 
@@ -44,7 +44,7 @@ def test_a_model_at_chance_with_insertions_is_said_to_be():
 def test_a_benchmark_that_is_stopped_has_said_and_kept_its_first_half(tmp_path, monkeypatch):
     halves = iter([SimpleNamespace(lengths=(length(270, 330),))])
     monkeypatch.setattr(benchmark_species.simulate, "run", lambda config, out, warn: None)
-    monkeypatch.setattr(benchmark_species.finetune_species, "run", lambda config, out, say, warn: next(halves))
+    monkeypatch.setattr(benchmark_species.species, "run", lambda config, out, say, warn: next(halves))
     said = []
     with pytest.raises(StopIteration):
         benchmark_species.run(SpeciesBenchConfig(), tmp_path / "out", say=said.append)

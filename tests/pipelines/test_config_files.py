@@ -7,7 +7,11 @@ from dna_mamba.errors import InputError
 from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, parse_assignments, read_config
 from dna_mamba.pipelines.presets import PRESETS, preset
 from dna_mamba.pipelines.pretrain import PretrainConfig
-from dna_mamba.pipelines.pretrain_settings import settings
+from dna_mamba.pipelines.settings import Asked, pretrain
+
+
+def settings(flags, **more):
+    return pretrain(Asked(flags=flags, **more))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -20,19 +20,19 @@ from dna_mamba.data.labelled import Place
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import load_classifier, save_classifier, save_pretrained
-from dna_mamba.model.classifier import SequenceClassifier
+from dna_mamba.model.checkpoints.native import load_sequence_model, save_pretrained, save_sequence_model
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.pipelines import classify, finetune_species
+from dna_mamba.pipelines import classify
 from dna_mamba.pipelines.class_metrics import Share
 from dna_mamba.pipelines.classify import ClassifyConfig
 from dna_mamba.pipelines.configs.species import small
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, open_labelled
 from dna_mamba.pipelines.likelihood_ratio import log_likelihoods
+from dna_mamba.pipelines.tasks import species
+from dna_mamba.reading.outputs import outputs_of_windows, probabilities
 from dna_mamba.training import checkpoint
-from dna_mamba.training.finetuning import probabilities
 from dna_mamba.training.optimizer import OptimizerConfig
-from tests.conftest import ROOT, dna_mamba
+from tests.conftest import ROOT, dna_mamba, new_classifier
 from tests.data.test_download import server  # noqa: F401 - a fixture
 
 MOTIF = "ACGTTGCA"
@@ -173,8 +173,8 @@ def test_chance_stays_chance(tmp_path):
     config = replace(config, seq_lens=(100,), checkpoint=None, model=BackboneConfig(pattern="M", width=16),
                      recipe=replace(config.recipe, epochs=1, steps_per_epoch=20),
                      evaluation=replace(config.evaluation, test_windows=400, valid_windows=20, baseline_windows=0))  # fmt: skip
-    result = finetune_species.run(config, tmp_path / "run")
-    correct = result.lengths[0].rows[0]["accuracy"]["correct"]
+    result = species.run(config, tmp_path / "run")
+    correct = result.lengths[0].rows[0].accuracy.correct
     assert abs(correct - 200) < 2.58 * 10
 
 
@@ -217,18 +217,18 @@ def test_from_a_manifest_over_fetch_to_a_table(server, tmp_path, cache):  # noqa
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     torch.manual_seed(1)
-    model = SequenceClassifier(BackboneConfig(pattern="MM", width=16), ("x", "y", "z"), "mean")
+    model = new_classifier(BackboneConfig(pattern="MM", width=16), ("x", "y", "z"), "mean")
     model.standardize(torch.randn(10, 16))
     folder = tmp_path_factory.mktemp("classifier") / "model"
-    save_classifier(model, folder, {"seq_len": 100})
+    save_sequence_model(model, folder, {"seq_len": 100})
     return folder
 
 
 def test_a_classifier_is_the_same_after_saving(classifier):
-    model, training = load_classifier(classifier)
-    assert model.labels == ("x", "y", "z") and model.pooling == "mean" and training == {"seq_len": 100}
+    model, training = load_sequence_model(classifier)
+    assert model.head.labels == ("x", "y", "z") and model.head.pooling == "mean" and training == {"seq_len": 100}
     torch.manual_seed(1)
-    again = SequenceClassifier(BackboneConfig(pattern="MM", width=16), ("x", "y", "z"), "mean")
+    again = new_classifier(BackboneConfig(pattern="MM", width=16), ("x", "y", "z"), "mean")
     again.standardize(torch.randn(10, 16))
     for (name, one), (_, other) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
         assert torch.equal(one, other), name
@@ -240,9 +240,9 @@ def test_answers_do_not_depend_on_pieces_or_companions(classifier, pooling, piec
     generator = np.random.default_rng(3)
     records = {f"r{i}": "".join(generator.choice(list("ACGTN"), n)) for i, n in enumerate((300, 300, 1, 300, 41))}
     path = write("r.fa", "".join(f">{name}\n{text}\n" for name, text in records.items()))
-    model, _ = load_classifier(classifier)
-    model.pooling = pooling
-    monkeypatch.setattr(classify, "load_classifier", lambda where: (model, {}))
+    model, _ = load_sequence_model(classifier)
+    model.head.pooling = pooling
+    monkeypatch.setattr(classify, "load_classifier", lambda where: (model, model.head, {}))
     rows = []
     classify.run(
         ClassifyConfig(model=classifier, sequences=str(path), piece_bases=piece, device="cpu"), on_row=rows.append
@@ -254,7 +254,7 @@ def test_answers_do_not_depend_on_pieces_or_companions(classifier, pooling, piec
             expected = model(tokens)[0].double().softmax(0)
         assert np.allclose(row.probabilities, expected.numpy(), atol=1e-5)
         assert row.share_n == pytest.approx(records[row.name].count("N") / len(records[row.name]))
-        assert row.label == model.labels[int(expected.argmax())]
+        assert row.label == model.head.labels[int(expected.argmax())]
 
 
 def test_intervals_are_read_on_their_strand(classifier, write, tmp_path):
@@ -264,7 +264,7 @@ def test_intervals_are_read_on_their_strand(classifier, write, tmp_path):
     done = dna_mamba("classify", classifier, bed, "--genome", genome, "-o", tmp_path / "o.tsv", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["rows"] == 2
     rows = rows_of(tmp_path / "o.tsv", "\t")
-    model, _ = load_classifier(classifier)
+    model, _ = load_sequence_model(classifier)
     forward = letters[100:400]
     backward = forward[::-1].translate(str.maketrans("ACGT", "TGCA"))
     for row, text in zip(rows, (forward, backward), strict=True):
@@ -294,7 +294,7 @@ def test_a_mistake_in_classify_leaves_nothing(arguments, words, classifier, writ
 
 def test_a_language_model_is_no_classifier_and_the_other_way_round(classifier, write):
     with pytest.raises(InputError, match="is a language model"):
-        load_classifier("dna_mamba/assets/human-4x64")
+        load_sequence_model("dna_mamba/assets/human-4x64")
     done = dna_mamba("evaluate", classifier, "--genome", "demo")
     assert done.returncode == 2 and "is a classifier (from finetune)" in done.stderr
 
@@ -440,21 +440,24 @@ def test_in_bfloat16_what_is_validated_is_what_is_saved(manifest, tmp_path, devi
         evaluation=replace(base.evaluation, test_windows=20, valid_windows=200, baseline_windows=0),
     )  # fmt: skip
     said = []
-    finetune_species.run(config, tmp_path / "run", say=said.append)
-    model, _ = load_classifier(tmp_path / "run" / "lengths" / "160" / "model")
+    species.run(config, tmp_path / "run", say=said.append)
+    model, _ = load_sequence_model(tmp_path / "run" / "lengths" / "160" / "model")
     model.use_implementation("cpu" if device == "cpu" else "triton").to(device)
     data = LabelledDataConfig(manifest=str(manifest))
     windows = open_labelled(data).windows("valid", 160, config.seed + 1, data)
+    places = windows.places(200)
     with torch.autocast(device, dtype=torch.bfloat16):
-        found, truth = probabilities(model, windows, windows.places(200), 16384)
-    accuracy = float((found.argmax(1) == truth).mean())
+        found = probabilities(
+            outputs_of_windows(model, lambda i: windows.stored(places[i]), 200, length=160, piece_bases=16384)
+        )
+    accuracy = float((found.argmax(1) == ["ab".index(place.label) for place in places]).mean())
     assert f"on validation {accuracy:.3f} (" in said[0], (accuracy, said)
 
 
 def test_a_missing_checkpoint_is_told_and_leaves_nothing(manifest, tmp_path):
     config = replace(small(str(manifest)), seq_lens=(64,), checkpoint="nowhere-{seq_len}")
     with pytest.raises(InputError, match="nowhere-64 is neither a run"):
-        finetune_species.run(config, tmp_path / "run")
+        species.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -469,12 +472,11 @@ def test_overlapping_windows_count_as_few(manifest):
     assert wide.high - wide.low > 2.4 * (narrow.high - narrow.low) and wide.value == narrow.value
 
 
-def test_the_seed_of_a_training_moves_no_window_that_it_is_judged_on():
-    from dna_mamba.pipelines import finetune_species as pipeline
-
-    one, other = (replace(small("m.yaml"), seed=seed) for seed in (1, 2))
-    assert pipeline._seed(one, "train") != pipeline._seed(other, "train")
+def test_the_seed_of_a_training_moves_no_window_that_it_is_judged_on(manifest):
+    one, other = (replace(small(str(manifest)), seed=seed) for seed in (1, 2))
+    tasks = [
+        species.open_task(config) for config in (one, other, replace(one, evaluation=replace(one.evaluation, seed=7)))
+    ]
+    assert tasks[0].seed_of("train") != tasks[1].seed_of("train")
     for part in ("valid", "test", "held out"):
-        assert pipeline._seed(one, part) == pipeline._seed(other, part)
-    moved = replace(one, evaluation=replace(one.evaluation, seed=7))
-    assert pipeline._seed(moved, "test") != pipeline._seed(one, "test")
+        assert tasks[0].seed_of(part) == tasks[1].seed_of(part) != tasks[2].seed_of(part)

@@ -159,7 +159,7 @@ def test_a_best_model_that_is_gone_is_told_and_a_resumed_run_ends_with_one(left,
     newest = paths[stopped - 1]
     found = json.loads((newest / "counters.json").read_text()) | {
         "best_step": 1,
-        "best_valid_bits": 0.5,
+        "best": [-0.5],
     }  # never beaten
     resealed(newest, "counters.json", json.dumps(found).encode())
     if left == "nothing":

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from dna_mamba.data.datamodule import StepBatch
 from dna_mamba.data.length_warmup import lengths
-from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.data.objectives import NextBase, TokenPolicy, sum_of_weights
+from dna_mamba.data.steps import StepBatch
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.pipelines import planning
 from dna_mamba.pipelines.machines import Machine, this_gpu
 from dna_mamba.pipelines.planning import Cut, Speed, choose_cut, memory_of_step, seconds_a_base
-from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
+from dna_mamba.training.step import Stepper
 from tests.conftest import dna_mamba, random_letters
 
 GIB = 2**30
@@ -143,13 +143,13 @@ def test_states_of_all_windows_of_a_micro_batch_are_counted():
 
 def test_a_piece_of_a_long_window_is_not_timed_as_a_graph(monkeypatch):
     seen = []
-    original = LanguageModel._accumulate
+    original = Stepper._accumulate
 
     def spy(self, batch):
         seen.append((self.capture, tuple(batch.stored_BT.shape)))
         return original(self, batch)
 
-    monkeypatch.setattr(LanguageModel, "_accumulate", spy)
+    monkeypatch.setattr(Stepper, "_accumulate", spy)
     for window, windows, capture in ((512, 1, False), (64, 4, True), (64, 8, False)):
         planning.measure(model_of("1x16"), "cpu", "cpu", "fp32", window, Cut(piece_bases=256, kept_pieces=1), windows)
         assert {one for one, _ in seen} == {capture}
@@ -265,13 +265,13 @@ def step_on_gpu(size, length, cut, windows, repeats):
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.manual_seed(0)
-    module = LanguageModel(
-        DnaMamba(model_of(size)).cuda().use_implementation("triton"), OptimizerConfig(peak_rate=1e-4), TokenPolicy(),
+    module = Stepper(
+        DnaMamba(model_of(size)).cuda().use_implementation("triton"), NextBase(TokenPolicy()), OptimizerConfig(peak_rate=1e-4),
         num_steps=99,
         stage_lengths=[length], contig_names=["c"], piece_bases=cut.piece_bases, kept_pieces=cut.kept_pieces,
     )  # fmt: skip
     module.model.backbone.recomputed_layers = cut.recomputed_layers
-    optimizer = module.configure_optimizers()
+    optimizer = module.make_optimizer()
     stored = np.random.default_rng(0).integers(0, 4, (windows, length), dtype=np.uint8)
     weights = sum_of_weights(stored, TokenPolicy())
     batch = StepBatch(torch.from_numpy(stored).cuda(), torch.zeros(windows, 3, dtype=torch.long), weights)

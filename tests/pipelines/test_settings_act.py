@@ -10,8 +10,13 @@ import yaml
 
 from dna_mamba.data.build import build
 from dna_mamba.errors import InputError
-from dna_mamba.pipelines import finetune_settings, finetune_species, pretrain, pretrain_settings
+from dna_mamba.pipelines import pretrain
+from dna_mamba.pipelines import settings as settings_of
 from dna_mamba.pipelines.config_files import dump_yaml
+from dna_mamba.pipelines.configs.finetune import config_of_run
+from dna_mamba.pipelines.configs.species import FinetuneSpeciesConfig
+from dna_mamba.pipelines.settings import Asked
+from dna_mamba.pipelines.tasks import species
 from tests.conftest import random_letters
 
 NEUTRAL_PRETRAIN = {
@@ -64,7 +69,7 @@ def pretrained(folder, out, key=None, value=None):
     flags = {"data": {"genome": "g.fa"}, "training": {"seq_len": 128}, "device": "cpu"}
     model = None if key == "model.pattern" else "2x16"
     extra = ["model.width=16"] if model is None else []
-    config = pretrain_settings.settings(flags, model=model, assignments=[*base, *extra, *assignments])
+    config = settings_of.pretrain(Asked(flags=flags, model=model, assignments=[*base, *extra, *assignments]))
     if key == "data.valid":
         config = replace(config, data=replace(config.data, test=("c:20001-21000",)))
     if key == "data.test":
@@ -78,7 +83,7 @@ def pretrained(folder, out, key=None, value=None):
 
 def test_every_setting_of_pretraining_acts_or_is_known_to_change_no_result(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    keys = set(leaves(yaml.safe_load(dump_yaml(pretrain_settings.settings({})))))
+    keys = set(leaves(yaml.safe_load(dump_yaml(settings_of.pretrain(Asked(flags={}))))))
     assert keys == set(NEUTRAL_PRETRAIN) | set(CHANGES_PRETRAIN), keys ^ (set(NEUTRAL_PRETRAIN) | set(CHANGES_PRETRAIN))
     usual = pretrained(folder, "usual")
     assert pretrained(folder, "again")[:2] == usual[:2]  # else the rest would say nothing
@@ -91,6 +96,7 @@ def test_every_setting_of_pretraining_acts_or_is_known_to_change_no_result(folde
 
 NEUTRAL_FINETUNE = {
     "preset": "for the record", "piece_bases": "memory; the same numbers up to rounding", "checkpoint_every_steps": "when state is saved",
+    "num_workers": "speed; the same windows (tests/pipelines/test_new_task.py)",
     "device": "the same numbers up to rounding", "data.genomes": "where genome fetch put files; these come from elsewhere",
 }  # fmt: skip
 CHANGES_FINETUNE = {
@@ -150,8 +156,8 @@ def finetuned(folder, out, key=None, value=None):
     manifest = "homologue.yaml" if key == "data.split_by" else "m.yaml"
     by = "homologue" if key == "data.split_by" else "contig"
     flags = {"data": {"manifest": manifest, "split_by": by}, "seq_lens": (64,), "device": "cpu"}
-    config = finetune_settings.settings(flags, preset_name="small", assignments=[*base, *assignments])
-    result = finetune_species.run(config, folder / out)
+    config = settings_of.species(Asked(flags=flags, assignments=[*base, *assignments]), preset_name="small")
+    result = species.run(config, folder / out)
     (one,) = result.lengths
     name = str(one.seq_len)
     weights = (folder / out / "lengths" / name / "model" / "model.safetensors").read_bytes()
@@ -161,7 +167,7 @@ def finetuned(folder, out, key=None, value=None):
 
 def test_every_setting_of_fine_tuning_acts_or_is_known_to_change_no_result(genomes, monkeypatch):
     monkeypatch.chdir(genomes)
-    config = finetune_settings.settings({"data": {"manifest": "m.yaml"}}, preset_name="small")
+    config = settings_of.species(Asked(flags={"data": {"manifest": "m.yaml"}}), preset_name="small")
     keys = set(leaves(yaml.safe_load(dump_yaml(config))))
     assert keys == set(NEUTRAL_FINETUNE) | set(CHANGES_FINETUNE), keys ^ (set(NEUTRAL_FINETUNE) | set(CHANGES_FINETUNE))
     usual = finetuned(genomes, "usual")
@@ -174,22 +180,24 @@ def test_every_setting_of_fine_tuning_acts_or_is_known_to_change_no_result(genom
 
 
 @pytest.mark.parametrize("assignment, words", [
-    ("recipe.seq_len=99", "seq_lens decides it"), ("recipe.piece_bases=99", "piece_bases decides it"),
+    ("recipe.seq_len=99", "seq_lens decides it"), ("recipe.piece_bases=99", "--set: recipe.piece_bases is piece_bases now"),
     ("model.width=32", "brings its own sizes"),
 ])  # fmt: skip
 def test_a_setting_that_cannot_act_is_refused(assignment, words, genomes, monkeypatch):
     monkeypatch.chdir(genomes)
     with pytest.raises(InputError, match=words):
-        finetune_settings.settings({"data": {"manifest": "m.yaml"}}, preset_name="small", assignments=[assignment])
+        settings_of.species(
+            Asked(flags={"data": {"manifest": "m.yaml"}}, assignments=[assignment]), preset_name="small"
+        )
 
 
 def test_what_is_recorded_is_what_was_used(genomes, monkeypatch):
     monkeypatch.chdir(genomes)
-    with_checkpoint = finetune_settings.settings({"data": {"manifest": "m.yaml"}}, preset_name="small")
+    with_checkpoint = settings_of.species(Asked(flags={"data": {"manifest": "m.yaml"}}), preset_name="small")
     values = yaml.safe_load(dump_yaml(with_checkpoint))
     assert values["model"] is None and "seq_len" not in values["recipe"] and "piece_bases" not in values["recipe"]
-    scratch = finetune_settings.settings({"data": {"manifest": "m.yaml"}}, assignments=["device=cpu"])
-    assert finetune_species.resolve(scratch).model.size == "12x128"
+    scratch = settings_of.species(Asked(flags={"data": {"manifest": "m.yaml"}}, assignments=["device=cpu"]))
+    assert species.resolve(scratch).model.size == "12x128"
     # what a run of before wrote is read: the model beside its checkpoint was never used
     old = values | {
         "model": {"pattern": "M", "width": 8},
@@ -197,5 +205,5 @@ def test_what_is_recorded_is_what_was_used(genomes, monkeypatch):
     }
     Path("old").mkdir()
     Path("old/config.yaml").write_text(yaml.safe_dump(old))
-    assert finetune_species.config_of_run(Path("old")) == with_checkpoint
+    assert config_of_run(FinetuneSpeciesConfig, Path("old")) == with_checkpoint
     build([genomes / "a.fa"], genomes / "a.dna", overwrite=True)

@@ -18,11 +18,11 @@ from dna_mamba.errors import InputError
 from dna_mamba.pipelines import simulate
 from dna_mamba.pipelines.class_metrics import Share, baselines
 from dna_mamba.pipelines.configs.species import small
-from dna_mamba.pipelines.finetune_species import run as run_finetune
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, audit, open_labelled
 from dna_mamba.pipelines.likelihood_ratio import LikelihoodRatioConfig
 from dna_mamba.pipelines.oracle import attainable, counted, read_truth
 from dna_mamba.pipelines.simulate import GREAT_APES, SPECIES, SimulateConfig, path_of
+from dna_mamba.pipelines.tasks.species import run as run_finetune
 from tests.conftest import dna_mamba
 
 
@@ -188,11 +188,11 @@ def test_without_diagnostics_every_classifier_falls_to_chance(human, tmp_path, s
                            likelihood_ratio=LikelihoodRatioConfig(steps=3)),
     )  # fmt: skip
     rows = run_finetune(config, tmp_path / "run").lengths[0].rows
-    assert sum(row["report"] is not None for row in rows) == 2  # the classifier and the likelihood ratio
+    assert sum(row.report is not None for row in rows) == 2  # the classifier and the likelihood ratio
     for row in rows:
-        if row["accuracy"] is not None:
-            share = Share.of(row["accuracy"]["correct"], row["accuracy"]["number"], 0.99)
-            assert share.low < 0.2 < share.high, row["name"]
+        if row.accuracy is not None:
+            share = Share.of(row.accuracy.correct, row.accuracy.number, 0.99)
+            assert share.low < 0.2 < share.high, row.name
     # the test can fail: with what is planted the same k-mers are far from chance
     out = simulated(human, tmp_path / "on", insertions_per_mb=1000.0, seed=seed).out
     data = LabelledDataConfig(manifest=str(out / "manifest.yaml"))

@@ -9,21 +9,24 @@ import torch
 
 import dna_mamba as dm
 from dna_mamba.data.build import build
+from dna_mamba.data.objectives import Examples, NextBase
+from dna_mamba.data.policy import TokenPolicy
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.checkpoints.native import save_classifier, save_pretrained
-from dna_mamba.model.classifier import POOLINGS, SequenceClassifier
-from dna_mamba.model.config import LETTERS, BackboneConfig, Letter
+from dna_mamba.model.checkpoints.native import save_pretrained, save_sequence_model
+from dna_mamba.model.config import LETTERS, POOLINGS, BackboneConfig, Letter
 from dna_mamba.model.mixers.mixer import LayerMemory, Mixer
 from dna_mamba.model.state import Stateless
 from dna_mamba.pipelines import classify, evaluate, generate, mutate, planning, pretrain, score_variants, track
 from dna_mamba.pipelines.embed import embed_tokens
 from dna_mamba.pipelines.machines import known_gpu
 from dna_mamba.pipelines.presets import preset
-from dna_mamba.reading.classes import scores_in_pieces
+from dna_mamba.reading.outputs import outputs_in_pieces
 from dna_mamba.reading.settings import EmbedConfig
-from dna_mamba.training.classification import backward_of_classes
+from dna_mamba.training.optimizer import OptimizerConfig
 from dna_mamba.training.piecewise import backward_in_pieces
+from dna_mamba.training.step import Stepper
+from tests.conftest import classifier_from
 
 
 @dataclass(frozen=True)
@@ -79,14 +82,14 @@ def test_vectors_are_those_of_each_sequence_read_whole_and_alone():
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_classes_are_those_of_whole_sequences(pooling):
-    model = SequenceClassifier.from_language_model(make(), ("a", "b", "c"), pooling)
+    model = classifier_from(make(), ("a", "b", "c"), pooling)
     tokens_BT, targets_B = some_tokens(3, 41), torch.tensor([0, 2, 1])
     expected_BK = model(tokens_BT)
     torch.nn.functional.cross_entropy(expected_BK, targets_B).backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    assert torch.allclose(scores_in_pieces(model, tokens_BT, 8), expected_BK, atol=1e-5)
-    backward_of_classes(model, tokens_BT, targets_B, divisor=3.0, piece_bases=8)
+    assert torch.allclose(outputs_in_pieces(model, tokens_BT, 8), expected_BK, atol=1e-5)
+    backward_in_pieces(model, Examples(tokens_BT, targets_B, None), divisor=3.0, piece_bases=8)
     assert all(torch.allclose(p.grad, e, atol=1e-6) for p, e in zip(model.parameters(), expected, strict=True))
 
 
@@ -100,8 +103,8 @@ def files(tmp_path):
 
 
 def test_the_command_classifies_records_of_like_lengths_each_by_itself(files):
-    model = SequenceClassifier.from_language_model(make(), ("a", "b"), "mean")
-    save_classifier(model, files / "c", {})
+    model = classifier_from(make(), ("a", "b"), "mean")
+    save_sequence_model(model, files / "c", {})
     genome = build([files / "x.fa"], files / "x.dna")
     rows = []
     classify.run(
@@ -151,7 +154,8 @@ def test_training_on_the_next_base_is_refused(tmp_path):
     refused("predicts the next base", lambda: pretrain.run(config, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="both ways"):
-        backward_in_pieces(make(), some_tokens(1, 9), torch.ones(1, 9), divisor=1.0, piece_bases=4)
+        Stepper(make(), NextBase(TokenPolicy()), OptimizerConfig(), num_steps=1, stage_lengths=[9], contig_names=["c"],
+                piece_bases=4)  # fmt: skip
 
 
 def test_a_plan_never_cuts_what_is_read_whole():

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from dna_mamba.data.datamodule import StepBatch
-from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.data.objectives import NextBase, TokenPolicy, sum_of_weights
+from dna_mamba.data.steps import StepBatch
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
+from dna_mamba.training.step import Stepper
 
 pytestmark = pytest.mark.gpu
 
@@ -18,10 +18,10 @@ def test_captured_steps_learn_as_launched_ones(bf16):
     def run(capture):
         torch.manual_seed(0)
         model = DnaMamba(BackboneConfig(pattern="MM", width=64)).cuda().use_implementation("triton")
-        module = LanguageModel(model, OptimizerConfig(), TokenPolicy(), num_steps=8, stage_lengths=[256, 512],
+        module = Stepper(model, NextBase(TokenPolicy()), OptimizerConfig(), num_steps=8, stage_lengths=[256, 512],
                                contig_names=["c"], piece_bases=65_536)  # fmt: skip
         module.capture = capture
-        optimizer = module.configure_optimizers()
+        optimizer = module.make_optimizer()
         generator = torch.Generator().manual_seed(1)
         for number in range(8):
             length = 256 if number < 4 else 512  # another shape is another graph
@@ -30,7 +30,7 @@ def test_captured_steps_learn_as_launched_ones(bf16):
             with torch.autocast("cuda", dtype=torch.bfloat16, enabled=bf16):
                 module.step(StepBatch(stored.cuda(), torch.zeros(len(stored), 3, dtype=torch.long), weights), optimizer)
         assert (module._captured is not None) == capture
-        return [m.train_loss for m in module.read_steps()], list(model.parameters())
+        return [m.loss for m in module.read_steps()], list(model.parameters())
 
     (given, parameters), (expected, others) = run(True), run(False)
     assert expected[0] - expected[-1] > 0.1
@@ -42,9 +42,9 @@ def test_captured_steps_learn_as_launched_ones(bf16):
 def test_a_poisoned_captured_step_is_left_out():
     torch.manual_seed(0)
     model = DnaMamba(BackboneConfig(pattern="M", width=32)).cuda().use_implementation("triton")
-    module = LanguageModel(model, OptimizerConfig(), TokenPolicy(), num_steps=8, stage_lengths=[64], contig_names=["c"],
+    module = Stepper(model, NextBase(TokenPolicy()), OptimizerConfig(), num_steps=8, stage_lengths=[64], contig_names=["c"],
                            piece_bases=65_536)  # fmt: skip
-    optimizer = module.configure_optimizers()
+    optimizer = module.make_optimizer()
     stored = torch.randint(0, 4, (4, 64), dtype=torch.uint8)
     good = StepBatch(stored.cuda(), torch.zeros(4, 3, dtype=torch.long), 252.0)
     module.step(good, optimizer)

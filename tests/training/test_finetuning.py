@@ -6,12 +6,16 @@ import torch
 
 from dna_mamba.data.build import build
 from dna_mamba.data.labelled import LabelledContig, LabelledWindows
+from dna_mamba.data.objectives import Labels
+from dna_mamba.data.steps import Drawn, DrawnSteps
 from dna_mamba.errors import InputError
-from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.class_metrics import report
-from dna_mamba.training.finetuning import FinetuneConfig, finetune, probabilities
+from dna_mamba.reading.outputs import outputs_of_windows, probabilities
 from dna_mamba.training.optimizer import OptimizerConfig
+from dna_mamba.training.recipe import FinetuneConfig
+from dna_mamba.training.step import Stepper
+from tests.conftest import new_classifier
 
 
 def test_the_papers_recipe_is_the_default():
@@ -62,26 +66,33 @@ def windows_of(genomes, contig, length, seed):
 
 def run(genomes, contig, frozen=False):
     torch.manual_seed(0)
-    model = SequenceClassifier(BackboneConfig(pattern="M", width=32), ("a", "b"), "mean")
+    model = new_classifier(BackboneConfig(pattern="M", width=32), ("a", "b"), "mean")
     model.backbone.requires_grad_(not frozen)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    config = FinetuneConfig(
-        seq_len=128,
-        epochs=2,
-        steps_per_epoch=40,
-        batch=16,
-        piece_bases=512,
-        optimizer=OptimizerConfig(peak_rate=1e-2, final_rate=1e-6, warmup_share=0.5),
-    )
-    steps = []
-    finetune(model, lambda length: windows_of(genomes, contig, length, seed=1), config, on_step=steps.append)
-    windows = windows_of(genomes, contig, 128, seed=2)
-    return model, before, steps, report(*probabilities(model, windows, windows.places(200), 512), ("a", "b"))
+    optimizer = OptimizerConfig(peak_rate=1e-2, final_rate=1e-6, warmup_share=0.5)
+    windows = windows_of(genomes, contig, 128, seed=1)
+
+    def draw(length, epoch, index):
+        place = windows.place(epoch, index)
+        return Drawn(windows.stored(place), "ab".index(place.label), "ab".index(place.label), place.start)
+
+    source = DrawnSteps(draw, [128, 128], steps_per_epoch=40, batch=16)
+    stepper = Stepper(model, Labels(), optimizer, num_steps=len(source), stage_lengths=[128], contig_names=["a", "b"],
+                      piece_bases=512)  # fmt: skip
+    built = stepper.make_optimizer()
+    for step in range(len(source)):
+        stepper.step(source[step], built)
+    held_out = windows_of(genomes, contig, 128, seed=2)
+    places = held_out.places(200)
+    found = outputs_of_windows(model, lambda i: held_out.stored(places[i]), 200, length=128, piece_bases=512)
+    truth = np.array(["ab".index(place.label) for place in places])
+    return model, before, stepper.read_steps(), report(probabilities(found), truth, ("a", "b"))
 
 
 def test_it_learns_what_tells_classes_apart(genomes):
     _, _, steps, found = run(genomes, "told")
-    assert [s.step for s in steps] == list(range(1, 81)) and {s.epoch for s in steps} == {0, 1}
+    assert [s.step for s in steps] == list(range(1, 81)) and {s.window_bases for s in steps} == {128}
+    assert all(0 <= s.counts[0] <= 1 and s.counts[0] * 16 % 1 == 0 for s in steps) and steps[-1].counts[0] > 0.8
     assert 0.3 < steps[0].loss < 3 and steps[-1].loss < 0.3
     assert found.accuracy.low > 0.85
 

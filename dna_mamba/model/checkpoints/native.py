@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from dna_mamba.errors import InputError, check_regular, nearest
 from dna_mamba.files import write_bytes
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.classifier import SequenceClassifier
 from dna_mamba.model.config import BackboneConfig
+from dna_mamba.model.heads import HEADS
+from dna_mamba.model.heads.classes import ClassHead
+from dna_mamba.model.sequence_model import SequenceModel
 
 FORMAT_VERSION = 1
 TrainedOn = dict[str, list[list[int]]]
@@ -100,16 +102,19 @@ def save_pretrained(
     _save(model, path, {"model_type": LANGUAGE_MODEL, "backbone": asdict(model.config), **about})
 
 
-def save_classifier(model: SequenceClassifier, path: Path, training: dict[str, Any]) -> None:
-    """Write the directory of a classifier; each file is replaced whole.
+def save_sequence_model(model: SequenceModel, path: Path, training: dict[str, Any]) -> None:
+    """Write the directory of a sequence model; each file is replaced whole.
 
     Args:
-        model: The classifier.
+        model: The model; its head must be in HEADS to be read again.
         path: The directory; made if it is not there.
         training: What its windows were, as plain values: seq_len, manifest and so on.
     """
-    about = {"labels": list(model.labels), "pooling": model.pooling, "training": training}
-    _save(model, path, {"model_type": CLASSIFIER, "backbone": asdict(model.config), **about})
+    head = model.head
+    # classifiers are written as before there were other heads
+    about = head.settings() if head.kind == ClassHead.kind else {"head": {"kind": head.kind, **head.settings()}}
+    config = {"model_type": CLASSIFIER, "backbone": asdict(model.config), **about, "training": training}
+    _save(model, path, config)
 
 
 def _save(model: nn.Module, path: Path, config: dict[str, Any]) -> None:
@@ -238,7 +243,7 @@ def read_fingerprints(values: Any, where: str) -> Fingerprints | None:
 
 
 def can_be_read(path: Path, load: Callable[[Path], object]) -> bool:
-    """Say whether `from_pretrained` or `load_classifier` would read a directory."""
+    """Say whether `from_pretrained` or `load_sequence_model` would read a directory."""
     try:
         load(path)
     except InputError:
@@ -246,24 +251,38 @@ def can_be_read(path: Path, load: Callable[[Path], object]) -> bool:
     return True
 
 
-def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceClassifier, dict[str, Any]]:
-    """Load the directory of a classifier.
+def load_sequence_model(path: str | os.PathLike[str]) -> tuple[SequenceModel, dict[str, Any]]:
+    """Load the directory of a sequence model.
 
     Returns:
-        The classifier on the CPU in evaluation mode, and what its windows were, as plain values.
+        The model on the CPU in evaluation mode, and what its windows were, as plain values.
 
     Raises:
         InputError: The directory is none of ours, is damaged, or its tensors do not fit its configuration.
     """
     config, tensors, where = _read(Path(path), CLASSIFIER)
-    labels, pooling, training = (config.get(key) for key in ("labels", "pooling", "training"))
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise InputError(f"{where}: labels must be a list of names, not {labels!r}")
+    settings, training = config.get("head", {**config, "kind": ClassHead.kind}), config.get("training")
     if not isinstance(training, dict):
         raise InputError(f"{where} lacks the section 'training'")
-    model = SequenceClassifier(_backbone_config(config.get("backbone"), where, tensors), labels, str(pooling))
+    kind = settings.get("kind") if isinstance(settings, dict) else None
+    if not isinstance(kind, str) or kind not in HEADS:
+        raise InputError(f"{where}: the head {kind!r} is unknown; this dna-mamba knows {', '.join(HEADS)}")
+    backbone = _backbone_config(config.get("backbone"), where, tensors)
+    model = SequenceModel(backbone, lambda width: HEADS[kind].read(width, settings, where))
     copy_tensors(model, tensors, where)
     return model.eval(), training
+
+
+def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceModel, ClassHead, dict[str, Any]]:
+    """Load a sequence model that tells classes apart; also its head, which has the labels.
+
+    Raises:
+        InputError: As `load_sequence_model`, and where the head is another.
+    """
+    model, training = load_sequence_model(path)
+    if not isinstance(model.head, ClassHead):
+        raise InputError(f"{path} answers with {model.head.kind!r}, not with classes; take a classifier")
+    return model, model.head, training
 
 
 def _read(path: Path, model_type: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:

@@ -6,23 +6,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dna_mamba.data.datamodule import StepBatch
-from dna_mamba.data.objectives import TokenPolicy, sum_of_weights
+from dna_mamba.data.objectives import NextBase, TokenPolicy, sum_of_weights
+from dna_mamba.data.steps import StepBatch
 from dna_mamba.errors import InputError, StoppedError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.training.language_model import LanguageModel
 from dna_mamba.training.optimizer import OptimizerConfig
+from dna_mamba.training.step import Stepper
 from tests.conftest import dna_mamba
 
 
 def make_module(piece_bases=10_000, policy=None, width=16):
     torch.manual_seed(0)
     model = DnaMamba(BackboneConfig(pattern="MM", width=width))
-    return LanguageModel(
+    return Stepper(
         model,
+        NextBase(policy or TokenPolicy()),
         OptimizerConfig(),
-        policy or TokenPolicy(),
         num_steps=10,
         stage_lengths=[40],
         contig_names=["c"],
@@ -47,8 +47,8 @@ def test_loss_is_the_sum_over_targets_by_their_number_however_the_step_is_cut(pi
     expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=11)
     expected.backward()
     gradients = {name: p.grad.clone() for name, p in module.model.named_parameters()}
-    module.zero_grad()
-    loss = module._accumulate(batch_of(stored(), module.policy))
+    module.model.zero_grad()
+    loss = module._accumulate(batch_of(stored(), module.objective.policy)).loss
     assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-5)
     for name, parameter in module.model.named_parameters():
         assert (parameter.grad - gradients[name]).norm() < 1e-5 * gradients[name].norm(), name
@@ -63,7 +63,7 @@ def test_soft_masked_bases_count_by_their_weight():
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(6, 39)
     weights = (tokens[:, 1:] < 11).float()
     weights[:, 19:] *= 0.1
-    assert float(module._accumulate(batch_of(masked, module.policy))) == pytest.approx(
+    assert float(module._accumulate(batch_of(masked, module.objective.policy)).loss) == pytest.approx(
         float(((losses * weights).sum() / weights.sum()).detach()), rel=1e-5
     )
 
@@ -71,7 +71,7 @@ def test_soft_masked_bases_count_by_their_weight():
 def test_weight_decay_spares_a_log_d_biases_norms_and_embeddings():
     module = make_module()
     names = {id(p): n for n, p in module.model.named_parameters()}
-    decayed, exempt = module.configure_optimizers().param_groups
+    decayed, exempt = module.make_optimizer().param_groups
     assert decayed["weight_decay"] == 0.1 and exempt["weight_decay"] == 0.0
     assert {names[id(p)].split("mixer.")[-1] for p in decayed["params"]} == {
         "in_proj.weight",
@@ -106,7 +106,7 @@ def test_a_bad_setting_is_refused(name, value):
 
 
 def test_fault24_memory_that_runs_out_cuts_the_step_smaller_and_changes_no_number(monkeypatch):
-    monkeypatch.setattr("dna_mamba.training.language_model.SHORTEST_PIECE", 16)
+    monkeypatch.setattr("dna_mamba.training.step.SHORTEST_PIECE", 16)
     roomy, tight = make_module(40), make_module(4096)
     said = []
     kept = []
@@ -122,7 +122,7 @@ def test_fault24_memory_that_runs_out_cuts_the_step_smaller_and_changes_no_numbe
 
     tight.model.forward = forward
     for module in (roomy, tight):
-        optimizer = module.configure_optimizers()
+        optimizer = module.make_optimizer()
         for seed in range(2):
             module.step(batch_of(stored(seed)), optimizer)
         module.read_steps()
@@ -140,7 +140,7 @@ def test_fault24_memory_that_is_never_enough_stops_the_run_in_one_line():
 
     module.model.forward = forward
     with pytest.raises(StoppedError, match="step 1 does not fit in the GPU's memory in pieces of 1,024 bases"):
-        module.step(batch_of(stored()), module.configure_optimizers())
+        module.step(batch_of(stored()), module.make_optimizer())
 
 
 def test_kept_pieces_are_given_up_before_pieces_are_halved():
@@ -186,14 +186,14 @@ def poisoned_run(toy_fasta, out, bad_steps, **environment):
     code = f"""
 import sys
 import torch
-from dna_mamba.training.language_model import LanguageModel
-original = LanguageModel._accumulate
+from dna_mamba.training.step import Stepper
+original = Stepper._accumulate
 def poisoned(self, stored):
     loss = original(self, stored)
     if self.counters.step + 1 in {bad_steps!r}:
         next(self.model.parameters()).grad.fill_(float("nan"))
     return loss
-LanguageModel._accumulate = poisoned
+Stepper._accumulate = poisoned
 sys.argv = ["dna-mamba"] + {arguments!r}
 from dna_mamba.cli import main
 main()

@@ -1,30 +1,31 @@
 # Shapes: B windows, T bases
-"""The Lightning module that pretrains a language model: one call, one optimizer step."""
+"""One optimizer step, whatever is trained: loss and gradients cut up as they fit, the update, and what a step did."""
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import lightning.pytorch as L
 import numpy as np
 import torch
 from torch import Tensor
 
-from dna_mamba.data.datamodule import StepBatch
-from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
+from dna_mamba.data.objectives import Objective
+from dna_mamba.data.steps import StepBatch
 from dna_mamba.errors import StoppedError
-from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.trainable import Trainable
+from dna_mamba.reading.pieces import check_causal
 from dna_mamba.training.captured import MAX_BASES, CapturedGradients
 from dna_mamba.training.counters import Counters
 from dna_mamba.training.optimizer import OptimizerConfig
-from dna_mamba.training.piecewise import SHORTEST_PIECE, backward_in_pieces
+from dna_mamba.training.piecewise import SHORTEST_PIECE, Computed, backward_in_pieces
 
 MAX_SKIPPED_IN_A_ROW = 3
-
-# ours: backward is called inside training_step, with automatic optimization off
-warnings.filterwarnings("ignore", message=".*in the `training_step`.*")
+SMALLER = (
+    "take a smaller --model, more --set training.recomputed_layers, or fewer training.bases_per_step (dna-mamba plan says what "
+    "each needs)"
+)
+"""What to do where no cut fits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +35,10 @@ class StepMetrics:
     step: int
     """From 1."""
     window_bases: int
-    train_loss: float
-    """Nats per target, softmax over all 16 rows."""
+    loss: float
+    """Nats per target, softmax over all 16 rows, of a language model; what the head loses a window otherwise."""
+    counts: tuple[float, ...]
+    """Shares of the targets that the model counts, such as accuracy, in the order of `Trainable.counted`."""
     gradient_norm: float
     """Before clipping."""
     learning_rate: float
@@ -44,7 +47,7 @@ class StepMetrics:
     seconds: float
     """Since the step before it ended, what came between them included; 0 of the first."""
     places_B3: Tensor = field(repr=False, compare=False)
-    """Of its windows; `LanguageModel.name_windows` names them."""
+    """Of its windows; `Stepper.name_windows` names them."""
 
 
 class NotFiniteError(StoppedError):
@@ -55,14 +58,27 @@ class NotFiniteError(StoppedError):
         self.read = read
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _About:
+    """What of a step is known before its numbers are."""
+
+    step: int
+    window_bases: int
+    learning_rate: float
+    bases: int
+    seconds: float
+    num_targets: int
+    places_B3: Tensor
+
+
 class _Unread:
     """A step whose numbers may still be on their way from the GPU."""
 
-    def __init__(self, loss: Tensor, norm: Tensor, about: dict, places_B3: Tensor):
-        numbers = torch.stack([loss.double(), norm.double()])
-        self.about, self.places_B3, self.arrived = about, places_B3, None
+    def __init__(self, told: Sequence[Tensor], about: _About):
+        numbers = torch.cat([x.double().reshape(-1) for x in told])
+        self.about, self.arrived = about, None
         if numbers.is_cuda:
-            self.numbers = torch.empty(2, dtype=torch.float64, pin_memory=True)
+            self.numbers = torch.empty(len(numbers), dtype=torch.float64, pin_memory=True)
             self.numbers.copy_(numbers, non_blocking=True)
             self.arrived = torch.cuda.Event()
             self.arrived.record()
@@ -72,19 +88,42 @@ class _Unread:
     def read(self) -> StepMetrics:
         if self.arrived is not None:
             self.arrived.synchronize()
-        loss, norm = self.numbers.tolist()
-        skipped = not (math.isfinite(loss) and math.isfinite(norm))
-        return StepMetrics(train_loss=loss, gradient_norm=norm, skipped=skipped, places_B3=self.places_B3, **self.about)
+        loss, norm, *counts = self.numbers.tolist()
+        about = self.about
+        return StepMetrics(
+            step=about.step, window_bases=about.window_bases, loss=loss, gradient_norm=norm,
+            counts=tuple(count / max(1, about.num_targets) for count in counts), learning_rate=about.learning_rate,
+            bases=about.bases, skipped=not (math.isfinite(loss) and math.isfinite(norm)), seconds=about.seconds,
+            places_B3=about.places_B3,
+        )  # fmt: skip
 
 
-class LanguageModel(L.LightningModule):
-    """Given a model and an optimizer config; holds the loss and the step."""
+class Stepper:
+    """Trains a model, one step a call.
+
+    Args:
+        model: Trained in place; what of it wants no gradient stays as it is.
+        objective: What is asked of it.
+        optimizer: Settings of the optimizer.
+        num_steps: Of the whole run, which the learning rate follows.
+        stage_lengths: Window lengths that will come, for what is counted by stage.
+        contig_names: By number, for messages.
+        piece_bases: Positions computed at once, over all windows of a micro-batch.
+        kept_pieces: Pieces of a window that are computed only once.
+        counters: Where the run stands; kept up to date.
+        say: Called with sentences that deserve attention.
+        on_smaller: Called with piece_bases and kept_pieces when memory ran out and they were made smaller.
+        advice: What to do where no cut fits, for the message.
+
+    Raises:
+        InputError: The model has seen what the objective asks for.
+    """
 
     def __init__(
         self,
-        model: DnaMamba,
+        model: Trainable,
+        objective: Objective,
         optimizer: OptimizerConfig,
-        policy: TokenPolicy,
         *,
         num_steps: int,
         stage_lengths: Sequence[int],
@@ -94,21 +133,20 @@ class LanguageModel(L.LightningModule):
         counters: Counters | None = None,
         say: Callable[[str], None] | None = None,
         on_smaller: Callable[[int, int], None] | None = None,
+        advice: str = SMALLER,
     ):
-        super().__init__()
-        self.automatic_optimization = False
-        self.model = model
-        self.optimizer_config = optimizer
-        self.policy = policy
+        if objective.looks_ahead:
+            check_causal(model, f"training on {objective.name}")
+        self.model, self.objective, self.optimizer_config = model, objective, optimizer
         self.num_steps = num_steps
         self.stage_lengths = list(stage_lengths)
         self.contig_names = list(contig_names)
         empty = [[0] * len(self.contig_names) for _ in self.stage_lengths]
         self.counters = counters or Counters(bases_seen=empty)
-        self.piece_bases = piece_bases
-        self.kept_pieces = kept_pieces
+        self.piece_bases, self.kept_pieces = piece_bases, kept_pieces
         self.on_smaller = on_smaller or (lambda piece_bases, kept_pieces: None)
         self.say = say or (lambda words: None)
+        self.advice = advice
         self.last: StepMetrics | None = None
         """The newest that was read."""
         self.capture = True
@@ -117,26 +155,21 @@ class LanguageModel(L.LightningModule):
         self._unread: list[_Unread] = []
         self._ended: float | None = None
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def make_optimizer(self) -> torch.optim.Optimizer:
         """Build AdamW; the rate is set in every step."""
         return self.optimizer_config.build(self.model)
 
-    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
-        """Do one optimizer step on all its windows, in micro-batches and pieces that fit.
-
-        Its numbers are read later, by `read_steps`: the next step can be launched before this one has ended.
-        """
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        self.step(batch, optimizer)
-
     def step(self, batch: StepBatch, optimizer: torch.optim.Optimizer) -> None:
-        """Do one optimizer step without waiting for the GPU; an update from numbers that are not finite is left out there."""
-        stored_BT, places_B3, _ = batch
-        counters, length = self.counters, stored_BT.shape[1]
+        """Do one optimizer step on all windows of a batch, in micro-batches and pieces that fit, without waiting for the GPU.
+
+        An update from numbers that are not finite is left out there. The numbers are read later, by `read_steps`: the next
+        step can be launched before this one has ended.
+        """
+        counters, length = self.counters, batch.stored_BT.shape[1]
         rate = self.optimizer_config.rate(counters.step, self.num_steps)
         optimizer.zero_grad(set_to_none=True)
-        loss = self._accumulate_what_fits(batch, optimizer)
+        loss, counts = self._accumulate_what_fits(batch, optimizer)
+        num_targets = 0 if batch.targets is None else batch.targets.numel()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.gradient_clip)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -146,18 +179,16 @@ class LanguageModel(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         counters.step += 1
         seen = counters.bases_seen[self.stage_lengths.index(length)]
-        for contig, num_windows in zip(*np.unique(places_B3[:, 0].numpy(), return_counts=True), strict=True):
+        for contig, num_windows in zip(*np.unique(batch.places_B3[:, 0].numpy(), return_counts=True), strict=True):
             seen[int(contig)] += int(num_windows) * length
         now = time.monotonic()
-        about = {
-            "step": counters.step,
-            "window_bases": length,
-            "learning_rate": rate,
-            "bases": stored_BT.numel(),
-            "seconds": now - self._ended if self._ended is not None else 0.0,
-        }
+        about = _About(
+            step=counters.step, window_bases=length, learning_rate=rate, bases=batch.stored_BT.numel(),
+            seconds=now - self._ended if self._ended is not None else 0.0, num_targets=num_targets,
+            places_B3=batch.places_B3,
+        )  # fmt: skip
         self._ended = now
-        self._unread.append(_Unread(loss, norm, about, places_B3))
+        self._unread.append(_Unread([loss, norm, counts], about))
 
     def read_steps(self, *, leave: int = 0) -> list[StepMetrics]:
         """Give the numbers of the steps not read yet, oldest first, and count the skipped ones.
@@ -178,14 +209,14 @@ class LanguageModel(L.LightningModule):
             counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if metrics.skipped else 0
             if counters.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise NotFiniteError(
-                    f"step {metrics.step}: the loss ({metrics.train_loss}) or its gradient (norm {metrics.gradient_norm}) "
+                    f"step {metrics.step}: the loss ({metrics.loss}) or its gradient (norm {metrics.gradient_norm}) "
                     f"was not finite for {MAX_SKIPPED_IN_A_ROW} steps in a row; the windows of the last were "
                     f"{_first(self.name_windows(metrics))}",
                     read,
                 )
         return read
 
-    def _accumulate_what_fits(self, batch: StepBatch, optimizer: torch.optim.Optimizer) -> Tensor:
+    def _accumulate_what_fits(self, batch: StepBatch, optimizer: torch.optim.Optimizer) -> Computed:
         """Compute loss and gradients; where memory runs out, cut smaller and begin the step anew: the numbers stay the same."""
         while True:
             try:
@@ -196,8 +227,7 @@ class LanguageModel(L.LightningModule):
                 if smaller is None:
                     raise StoppedError(
                         f"step {self.counters.step + 1} does not fit in the GPU's memory in pieces of {self.piece_bases:,} "
-                        f"bases, the smallest tried; take a smaller --model, more --set training.recomputed_layers, or fewer "
-                        f"training.bases_per_step (dna-mamba plan says what each needs)"
+                        f"bases, the smallest tried; {self.advice}"
                     ) from error
                 self.piece_bases, self.kept_pieces = smaller
                 self.on_smaller(*smaller)
@@ -213,9 +243,12 @@ class LanguageModel(L.LightningModule):
             in_use = min(self.kept_pieces, -(-length // self.piece_bases))
             return self.piece_bases, max(1, in_use // 2)
         piece = min(self.piece_bases, 1 << (self.piece_bases - 1).bit_length() - 1)  # the next power of two below
+        if not self.model.backbone.causal and piece < length:
+            return None  # it is read whole, one window at a time already
         return (piece, self.kept_pieces) if piece >= SHORTEST_PIECE else None
 
-    def _accumulate(self, batch: StepBatch) -> Tensor:
+    def _accumulate(self, batch: StepBatch) -> Computed:
+        """Compute loss and gradients, and what the model counts."""
         stored_BT = batch.stored_BT
         windows_at_once = max(1, self.piece_bases // stored_BT.shape[1])
         in_one_go = len(stored_BT) <= windows_at_once and stored_BT.shape[1] <= self.piece_bases
@@ -223,35 +256,42 @@ class LanguageModel(L.LightningModule):
             return self._accumulate_captured(batch)
         self._captured = None  # its memory is that of a whole step
         loss = torch.zeros((), device=stored_BT.device)
-        for some_BT in stored_BT.split(windows_at_once):
-            tokens_BT, weights_BT = tokens_and_weights(some_BT, self.policy)
-            loss += backward_in_pieces(
+        counts = torch.zeros(len(self.model.counted), dtype=torch.float64, device=stored_BT.device)
+        for first in range(0, len(stored_BT), windows_at_once):
+            some = slice(first, first + windows_at_once)
+            examples = self.objective.examples(stored_BT[some], None if batch.targets is None else batch.targets[some])
+            computed = backward_in_pieces(
                 self.model,
-                tokens_BT,
-                weights_BT,
+                examples,
                 divisor=max(batch.sum_of_weights, 1e-9),
                 piece_bases=max(2, self.piece_bases),
                 kept_pieces=self.kept_pieces,
             )
-        return loss
+            loss += computed.loss
+            counts += computed.counts
+        return Computed(loss, counts)
 
-    def _accumulate_captured(self, batch: StepBatch) -> Tensor:
-        tokens_BT, weights_BT = tokens_and_weights(batch.stored_BT, self.policy)
+    def _accumulate_captured(self, batch: StepBatch) -> Computed:
+        examples = self.objective.examples(batch.stored_BT, batch.targets)
         captured = self._captured
-        if captured is None or captured.tokens_BT.shape != tokens_BT.shape:
+        if captured is None or not captured.fits(examples):
             self._captured = None  # its memory goes before the next is captured
             try:
-                captured = self._captured = CapturedGradients(self.model, tokens_BT, weights_BT)
+                captured = self._captured = CapturedGradients(self.model, examples)
             except RuntimeError as error:
                 if isinstance(error.__context__, torch.cuda.OutOfMemoryError):  # ending the capture failed as well
                     raise error.__context__ from error
                 raise
-        return captured(tokens_BT, weights_BT, max(batch.sum_of_weights, 1e-9))
+        return captured(examples, max(batch.sum_of_weights, 1e-9))
 
     def make_room(self) -> None:
         """Give back the memory of a large captured step; the next step captures anew."""
-        if self._captured is not None and self._captured.tokens_BT.numel() > MAX_BASES // 4:
+        if self._captured is not None and self._captured.num_bases > MAX_BASES // 4:
             self._captured = None
+
+    def let_go(self) -> None:
+        """Give back the memory of any captured step."""
+        self._captured = None
 
     def name_windows(self, metrics: StepMetrics) -> list[str]:
         """Name the windows of a step: CONTIG:START-END, with (-) on the other strand."""

@@ -1,0 +1,146 @@
+"""Preset, file, flags and assignments, put over each other into one configuration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dna_mamba.errors import InputError
+from dna_mamba.model.config import parse_size
+from dna_mamba.pipelines.config_files import load_yaml, override, parse_assignments, read_config, refuse_derived
+from dna_mamba.pipelines.configs.finetune import config_of_run
+from dna_mamba.pipelines.configs.pretrain import PretrainConfig
+from dna_mamba.pipelines.configs.species import FinetuneSpeciesConfig
+from dna_mamba.pipelines.configs.species import preset as species_preset
+from dna_mamba.pipelines.presets import preset
+
+LONGEST_DEMO = 4096
+"""Above this window length the default preset is no longer the demo's."""
+Config = TypeVar("Config")
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a user asks for, over a preset or over the run that is resumed; each wins over those before it.
+
+    Raises:
+        InputError: A file cannot be read, or `model` and `pattern` are both given.
+    """
+
+    file: Path | None = None
+    """YAML."""
+    flags: Values
+    """Nested values; None means not given."""
+    model: str | None = None
+    """Blocks x width."""
+    pattern: str | None = None
+    """Letters of the layers."""
+    assignments: Sequence[str] = ()
+    """Texts 'section.key=value'."""
+
+    def layers(self) -> list[tuple[str, dict[str, Any]]]:
+        """Give what file, options and --set say, each with its name for messages."""
+        given = given_values(self.flags)
+        if self.model is not None:
+            if self.pattern is not None:
+                raise InputError("--model and --pattern both say which layers there are; give one of them")
+            letters, width = parse_size(self.model)
+            given = override(given, {"model": {"pattern": letters, "width": width}})
+        if self.pattern is not None:
+            given = override(given, {"model": {"pattern": self.pattern}})
+        return [
+            (str(self.file), load_yaml(self.file) if self.file is not None else {}),
+            ("the options", given),
+            ("--set", parse_assignments(self.assignments)),
+        ]
+
+    def together(self) -> dict[str, Any]:
+        """Give all of it as one."""
+        found: dict[str, Any] = {}
+        for _, changes in self.layers():
+            found = override(found, changes)
+        return found
+
+    def over(self, config: Config) -> Config:
+        """Put all of it over a configuration.
+
+        Raises:
+            InputError: A name is unknown, or a value is refused.
+        """
+        values = asdict(config)  # type: ignore[call-overload]
+        for origin, changes in self.layers():
+            if changes:
+                refuse_derived(type(config), changes, origin)
+                values = override(values, changes)
+                config = read_config(type(config), values, origin)
+        return config
+
+
+def pretrain(asked: Asked, *, preset_name: str | None = None, run: Path | None = None) -> PretrainConfig:
+    """Resolve a configuration of pretraining.
+
+    Args:
+        asked: What is put over the preset.
+        preset_name: Preset; without it the demo's for the demo genome and short windows, otherwise 'small'.
+        run: Directory of a run whose configuration is the base instead.
+
+    Raises:
+        InputError: A name is unknown, a value is refused, or options contradict each other.
+    """
+    if run is not None:
+        path = run / "config.yaml"
+        if not path.exists():
+            raise InputError(f"--resume: {run} holds no run to go on with (no config.yaml in it)")
+        return asked.over(read_config(PretrainConfig, load_yaml(path), str(path)))
+    return asked.over(preset(_default_preset(asked.together()) if preset_name is None else preset_name))
+
+
+def species(asked: Asked, *, preset_name: str | None = None, run: Path | None = None) -> FinetuneSpeciesConfig:
+    """Resolve a configuration of fine-tuning for species.
+
+    Args:
+        asked: What is put over the preset.
+        preset_name: Preset; without it 'paper'.
+        run: Directory of a run whose configuration is the base instead.
+
+    Raises:
+        InputError: A name is unknown, a value is refused, or no manifest is named.
+    """
+    if run is not None:
+        return asked.over(config_of_run(FinetuneSpeciesConfig, run))
+    together = asked.together()
+    data = together.get("data")
+    manifest = data.get("manifest") if isinstance(data, Mapping) else None
+    if not isinstance(manifest, str) or not manifest:
+        raise InputError("finetune species needs --manifest: a YAML file, or great-apes or hyenadna-5 from the package")
+    config = species_preset(preset_name or str(together.get("preset", "paper")), manifest)
+    if asked.model is not None:
+        if together.get("checkpoint") is not None:
+            raise InputError(
+                "--model is for training from scratch and --checkpoint brings its own sizes; give one of them"
+            )
+        config = replace(config, checkpoint=None)
+    return asked.over(config)
+
+
+def given_values(flags: Values) -> dict[str, Any]:
+    """Leave out what is None, at all depths."""
+    result = {}
+    for key, value in flags.items():
+        if isinstance(value, Mapping):
+            if below := given_values(value):
+                result[key] = below
+        elif value is not None:
+            result[key] = value
+    return result
+
+
+def _default_preset(changes: Values) -> str:
+    if "preset" in changes:
+        return str(changes["preset"])
+    data, training = changes.get("data"), changes.get("training")
+    genome = data.get("genome", "demo") if isinstance(data, Mapping) else "demo"
+    seq_len = training.get("seq_len", 0) if isinstance(training, Mapping) else 0
+    long = isinstance(seq_len, int) and seq_len > LONGEST_DEMO
+    return "demo" if genome == "demo" and not long else "small"
