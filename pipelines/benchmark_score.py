@@ -10,6 +10,7 @@ import torch
 from dna_mamba.alphabet import ACGT, A
 from dna_mamba.data.examples import giab_variants
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.objectives import next_base
 from dna_mamba.data.selection import load_genome
 from dna_mamba.data.variants import allele_status, core_of, read_vcf
 from dna_mamba.data.vocabulary import tokens_of
@@ -33,9 +34,10 @@ def _from_scratch(model: DnaMamba, rows: list[np.ndarray], context: list[int], b
         for row, tokens in enumerate(some):
             padded[row, : len(tokens)] = tokens
         tokens_BT = torch.from_numpy(padded).to(device)
-        logits_BTV, _ = model(tokens_BT[:, :-1])
+        inputs_BT, targets_BT, _ = next_base(tokens_BT)
+        logits_BTV, _ = model(inputs_BT)
         log_p = logits_BTV[..., ACGT].float().log_softmax(-1)
-        targets_BT = tokens_BT[:, 1:].long()
+        targets_BT = targets_BT.long()
         known_BT = targets_BT < A + 4
         values_BT = log_p.gather(-1, (targets_BT - A).clamp(0, 3)[..., None])[..., 0].double() * known_BT
         for row, bound in enumerate(bounds):

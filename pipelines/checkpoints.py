@@ -29,9 +29,9 @@ from dna_mamba.model.checkpoints.mamba_ssm import (
     tensors_for,
 )
 from dna_mamba.model.checkpoints.native import from_pretrained, read_fingerprints, read_trained_on, save_pretrained
-from dna_mamba.pipelines.config_files import read_config as read_values
 from dna_mamba.pipelines.configs.models import ExportConfig, ImportConfig
 from dna_mamba.pipelines.evaluate import find_model
+from dna_mamba.values import read_config as read_values
 
 PROBE_BASES, CERTIFIED_BASES = 512, 200
 LARGEST_DIFFERENCE = 1e-3

@@ -1,20 +1,17 @@
 """Configurations as YAML and as section.key=value, checked against the dataclasses that define them."""
 
-import types
 import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
-from dna_mamba.errors import InputError, check_regular, nearest
-from dna_mamba.values import real, whole
+from dna_mamba.errors import InputError, check_regular
 
 MAX_BYTES = 1 << 20
-T = TypeVar("T")
 
 
 MAX_DEPTH = 50
@@ -150,74 +147,3 @@ def override(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         below = result.get(key)
         result[key] = override(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return result
-
-
-def read_config(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build a dataclass of dataclasses from plain values.
-
-    Raises:
-        InputError: A key is unknown (the nearest is named), or a value has the wrong type or is refused.
-    """
-    return typing.cast(T, _read(kind, values, "", where))
-
-
-def _shown(value: Any) -> str:
-    try:
-        return repr(value)[:100]
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
-        return "a number of thousands of digits"
-
-
-def _read(kind: Any, value: Any, name: str, where: str) -> Any:
-    if is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise InputError(f"{where}: {name} is {_shown(value)}, expected a section of keys and values")
-        hints = typing.get_type_hints(kind)
-        known = [field.name for field in fields(kind)]
-        for key in value:
-            if key not in known:
-                full = f"{name}.{key}" if name else str(key)
-                if key in (now := getattr(kind, "FORMERLY", {})):
-                    raise InputError(f"{where}: {full} is {now[key]} now; set that instead")
-                raise InputError(
-                    f"{where}: unknown key {full!r}{nearest(str(key), known)}; {name or 'the top'} has {', '.join(known)}"
-                )
-        arguments = {
-            key: _read(hints[key], item, f"{name}.{key}" if name else key, where) for key, item in value.items()
-        }
-        for field in fields(kind):
-            if field.default is MISSING and field.default_factory is MISSING and field.name not in arguments:
-                raise InputError(f"{where}: {name or 'the top'} lacks the key {field.name!r}")
-        try:
-            return kind(**arguments)  # type: ignore[operator]
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in parts:
-            return None
-        return _read(next(a for a in parts if a is not type(None)), value, name, where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where}: {name} is {_shown(value)}, expected a list in brackets")
-        if parts[-1] is not Ellipsis and len(value) != len(parts):
-            raise InputError(f"{where}: {name} has {len(value)} values, expected {len(parts)}")
-        kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
-        return tuple(_read(k, item, name, where) for k, item in zip(kinds, value, strict=True))
-    if kind in (int, float) and type(value).__module__ == "numpy":  # a configuration made in Python
-        value = whole(value) if kind is int else real(value)
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 10**300:
-        return float(value)
-    if kind is float and isinstance(value, float):  # infinite, or none: the section says what it thinks of that
-        return value
-    if kind is float and isinstance(value, str):  # YAML reads 1e-3, without a point, as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind is Path and isinstance(value, (str, Path)):
-        return Path(value)
-    if type(value) is kind and not (kind is int and abs(value) > 10**1000):
-        return value
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}[kind]
-    raise InputError(f"{where}: {name} is {_shown(value)}, expected {expected}")

@@ -23,11 +23,11 @@ from dna_mamba.files import whole_directory, write_json, write_text
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import SHIPPED, from_pretrained, shipped
 from dna_mamba.model.implementation import implementation_for
-from dna_mamba.pipelines.config_files import read_config
 from dna_mamba.pipelines.configs.read import EvaluateConfig
 from dna_mamba.pipelines.hub import HUB_ID, from_hub
 from dna_mamba.reading.losses import RegionScores, Score, loss_by_position, score_regions
 from dna_mamba.reading.pieces import check_causal
+from dna_mamba.values import read_config
 
 CONTEXT_BASES = 2**18
 """Bases read for each row of the table of loss against context, at most, but always 16 windows."""

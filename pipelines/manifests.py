@@ -15,7 +15,8 @@ from dna_mamba.data.download import MAX_BYTES, check_url, download
 from dna_mamba.data.genome import GenomeStore, file_sha256
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.files import write_json
-from dna_mamba.pipelines.config_files import load_yaml, read_config
+from dna_mamba.pipelines.config_files import load_yaml
+from dna_mamba.values import read_config
 
 SHIPPED = ("great-apes", "hyenadna-5")
 """Manifests in the package, by name."""

@@ -26,7 +26,7 @@ from dna_mamba.files import write_json, write_text
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import can_be_read, copy_tensors, from_pretrained, save_pretrained
 from dna_mamba.pipelines import run_directory
-from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, read_config
+from dna_mamba.pipelines.config_files import dump_yaml, load_yaml
 from dna_mamba.pipelines.configs.pretrain import PretrainConfig
 from dna_mamba.pipelines.pretrain_plan import Plan, plan_of, resolve, sample_of
 from dna_mamba.pipelines.pretrain_results import PretrainResult, finish
@@ -37,6 +37,7 @@ from dna_mamba.training.counters import Counters, read_counters
 from dna_mamba.training.metrics_csv import PRETRAINING
 from dna_mamba.training.schedule import Schedule, Validation
 from dna_mamba.training.step import StepMetrics, Stepper
+from dna_mamba.values import read_config
 
 if TYPE_CHECKING:
     import lightning.pytorch as L

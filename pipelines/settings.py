@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 from dna_mamba.errors import InputError
 from dna_mamba.model.config import parse_size
-from dna_mamba.pipelines.config_files import load_yaml, override, parse_assignments, read_config, refuse_derived
+from dna_mamba.pipelines.config_files import load_yaml, override, parse_assignments, refuse_derived
 from dna_mamba.pipelines.configs.finetune import config_of_run
 from dna_mamba.pipelines.configs.pretrain import PretrainConfig
 from dna_mamba.pipelines.configs.species import FinetuneSpeciesConfig
 from dna_mamba.pipelines.configs.species import preset as species_preset
 from dna_mamba.pipelines.presets import preset
+from dna_mamba.values import read_config
 
 LONGEST_DEMO = 4096
 """Above this window length the default preset is no longer the demo's."""

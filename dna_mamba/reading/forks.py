@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dna_mamba.alphabet import N
+from dna_mamba.data.objectives import next_base
 from dna_mamba.kernels.selective_scan import SEGMENT
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.state import ModelState, alike, join, num_bytes, rows_of, tensors_of
@@ -432,7 +433,8 @@ class _Walk:
         if self.logits_1V is not None:  # the first base of all has no predecessor
             losses_T[0] = acgt_losses(self.logits_1V[None], tokens_BT[:, :1])[0, 0].double()
         if len(losses_T) > 1:
-            losses_T[1:] = acgt_losses(logits_BTV[:, :-1], tokens_BT[:, 1:])[0].double()
+            targets_BT = next_base(tokens_BT).targets
+            losses_T[1:] = acgt_losses(logits_BTV[:, : targets_BT.shape[1]], targets_BT)[0].double()
         self.log_p.add(-losses_T.cpu().numpy())
         self.logits_1V = logits_BTV[0, -1:].clone()  # a view would keep all of it
         self.at += len(losses_T)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dna_mamba.alphabet import ACGT, BOS, A
 from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
-from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
+from dna_mamba.data.objectives import TokenPolicy, next_base, tokens_and_weights
 from dna_mamba.data.samples import Stretch
 from dna_mamba.data.vocabulary import BASE_BITS, SOFT_MASK, STORE_T
 from dna_mamba.kernels.cross_entropy import cross_entropy
@@ -61,11 +61,13 @@ def losses_in_pieces(
     """
     check_causal(model, "scoring bases")
 
-    def read(start: int, end: int, state: ModelState | None) -> tuple[Tensor, ModelState]:
-        logits_BTV, state = model(tokens_BT[:, start:end], state)
-        return acgt_losses(logits_BTV, tokens_BT[:, start + 1 : end + 1]), state
+    inputs_BT, targets_BT, _ = next_base(tokens_BT)
 
-    bounds = bounds_of(model.backbone, tokens_BT.shape[1] - 1, piece_bases)
+    def read(start: int, end: int, state: ModelState | None) -> tuple[Tensor, ModelState]:
+        logits_BTV, state = model(inputs_BT[:, start:end], state)
+        return acgt_losses(logits_BTV, targets_BT[:, start:end]), state
+
+    bounds = bounds_of(model.backbone, inputs_BT.shape[1], piece_bases)
     for piece in in_pieces(read, bounds, state):
         yield piece.output
 
@@ -99,8 +101,9 @@ def stream_losses(
             tokens_BT = torch.cat([torch.full_like(tokens_BT[:, :1], BOS), tokens_BT], dim=1)
         else:
             stored = stored[1:]
-        logits_BTV, state = model(tokens_BT[:, :-1], state)
-        return acgt_losses(logits_BTV, tokens_BT[:, 1:]), state
+        inputs_BT, targets_BT, _ = next_base(tokens_BT)
+        logits_BTV, state = model(inputs_BT, state)
+        return acgt_losses(logits_BTV, targets_BT), state
 
     num_targets = interval.end - first_target
     bounds = bounds_of(model.backbone, num_targets, chunk, first=chunk - (first_target - interval.start))

@@ -7,8 +7,9 @@ from typing import TypeVar
 from dna_mamba.device import check_device, check_precision
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.model.config import POOLINGS, BackboneConfig
-from dna_mamba.pipelines.config_files import load_yaml, read_config
+from dna_mamba.pipelines.config_files import load_yaml
 from dna_mamba.training.recipe import FinetuneConfig
+from dna_mamba.values import read_config
 
 SCRATCH = BackboneConfig(pattern="M" * 12, width=128)
 """Trained where neither a checkpoint nor sizes are given."""

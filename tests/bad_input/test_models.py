@@ -22,10 +22,11 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained, save_sequence_model, with_checksum
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.checkpoints import ImportConfig, import_model
-from dna_mamba.pipelines.config_files import load_yaml, read_config
+from dna_mamba.pipelines.config_files import load_yaml
 from dna_mamba.pipelines.manifests import fetch, read_genome_manifest
 from dna_mamba.pipelines.pretrain import PretrainConfig
 from dna_mamba.training import checkpoint
+from dna_mamba.values import read_config
 from tests.bad_input import test_fasta, test_tables
 from tests.bad_input.contract import Case, make, named, refused_by_command, refused_by_function, run_command
 from tests.conftest import classifier_from, random_letters
@@ -177,9 +178,9 @@ MODELS = [
     Case(75, "newer format", lambda f: config(f, format_version=2), "has format version 2, this dna-mamba reads 1"),
     Case(75, "format as a truth value", lambda f: config(f, format_version=True), "has format version True"),
     Case(75, "another kind", lambda f: config(f, model_type="llama"), "is no dna-mamba model"),
-    Case(75, "text for a width", lambda f: backbone(f, width="16"), "must be whole numbers"),
-    Case(75, "text for the layers' sizes", lambda f: backbone(f, mamba="x"), "has a value of a wrong type"),
-    Case(75, "key of a stranger", lambda f: backbone(f, auto_map="x.py"), "unknown key backbone.auto_map"),
+    Case(75, "text for a width", lambda f: backbone(f, width="16"), "backbone.width is '16', expected a whole number"),
+    Case(75, "text for the layers' sizes", lambda f: backbone(f, mamba="x"), "backbone.mamba is 'x', expected a section"),
+    Case(75, "key of a stranger", lambda f: backbone(f, auto_map="x.py"), "unknown key 'backbone.auto_map'"),
     Case(75, "tensor missing", lambda f: tensors(f, lambda t: t.pop(NORM)), f"lacks the tensor '{NORM}'"),
     Case(75, "tensor too many", lambda f: tensors(f, lambda t: t.update(more=torch.zeros(2))), "unexpected tensor 'more'"),
     Case(75, "NaN", lambda f: tensors(f, lambda t: t[NORM].fill_(float("nan"))), f"'{NORM}' holds numbers that are not"),

@@ -26,12 +26,13 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.mamba_ssm import import_checkpoint
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.pipelines.config_files import load_yaml, parse_assignments, read_config
+from dna_mamba.pipelines.config_files import load_yaml, parse_assignments
 from dna_mamba.pipelines.embed import read_csv
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.manifests import homologues_of_report, read_genome_manifest
 from dna_mamba.pipelines.pretrain import PretrainConfig
 from dna_mamba.training import checkpoint
+from dna_mamba.values import read_config
 from tests.bad_input.test_fasta import bgzip
 
 MOST_SECONDS = 2.0

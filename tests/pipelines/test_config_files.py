@@ -4,10 +4,11 @@ import pytest
 import yaml
 
 from dna_mamba.errors import InputError
-from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, parse_assignments, read_config
+from dna_mamba.pipelines.config_files import dump_yaml, load_yaml, parse_assignments
 from dna_mamba.pipelines.presets import PRESETS, preset
 from dna_mamba.pipelines.pretrain import PretrainConfig
 from dna_mamba.pipelines.settings import Asked, pretrain
+from dna_mamba.values import read_config
 
 
 def settings(flags, **more):

@@ -8,9 +8,10 @@ import pytest
 
 from dna_mamba.model.checkpoints.native import from_pretrained
 from dna_mamba.pipelines import presets, pretrain
-from dna_mamba.pipelines.config_files import override, read_config
+from dna_mamba.pipelines.config_files import override
 from dna_mamba.pipelines.pretrain import PretrainConfig
 from dna_mamba.training.metrics_csv import read_metrics
+from dna_mamba.values import read_config
 
 
 def toy_config(fasta, **changes) -> PretrainConfig:

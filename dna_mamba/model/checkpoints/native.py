@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from dna_mamba.errors import InputError, check_regular, nearest
+from dna_mamba.errors import InputError, check_regular
 from dna_mamba.files import write_bytes
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.heads import HEADS
 from dna_mamba.model.heads.classes import ClassHead
 from dna_mamba.model.sequence_model import SequenceModel
+from dna_mamba.values import read_config
 
 FORMAT_VERSION = 1
 TrainedOn = dict[str, list[list[int]]]
@@ -327,26 +328,9 @@ def check_size(config: BackboneConfig, tensors: dict[str, Tensor], where: str) -
         )
 
 
-def _backbone_config(values: Any, where: str, tensors: dict[str, Tensor]) -> BackboneConfig:
+def _backbone_config(values: object, where: str, tensors: dict[str, Tensor]) -> BackboneConfig:
     if not isinstance(values, dict):
         raise InputError(f"{where} lacks the section 'backbone'")
-    known = {one.name for one in fields(BackboneConfig)}
-    for key in values:
-        if key not in known:
-            raise InputError(f"{where}: unknown key backbone.{key}{nearest(key, known)}")
-    if type(values.get("width", 64)) is not int or type(values.get("vocabulary_size", 16)) is not int:
-        raise InputError(f"{where}: width and vocabulary_size must be whole numbers")
-    try:
-        sections = {}
-        for one in fields(BackboneConfig):
-            if callable(make := one.default_factory):
-                sections[one.name] = make(**values.get(one.name, {}))
-        config = BackboneConfig(**{**values, **sections})
-        check_size(config, tensors, where)
-        return config
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    except (TypeError, ValueError) as error:  # a value of a wrong type
-        raise InputError(
-            f"{where}: the section 'backbone' of config.json has a value of a wrong type: {error}"
-        ) from error
+    config = read_config(BackboneConfig, values, where, "backbone")
+    check_size(config, tensors, where)
+    return config
