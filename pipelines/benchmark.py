@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,27 @@ from dna_mamba.kernels.selective_scan import selective_scan
 from dna_mamba.pipelines import run_directory
 from dna_mamba.pipelines.configs.bench import GenomeBenchConfig, ScanBenchConfig
 
+Cell = str | float | int | None
+"""Of a table: a number, or why there is none."""
+
+
+@dataclass(slots=True)
+class BenchRow:
+    """What was measured, and its numbers by column of the table."""
+
+    what: str
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+    def number(self, column: str) -> float:
+        """Give a cell that is a number."""
+        value = self.cells[column]
+        assert isinstance(value, (int, float)), (self.what, column, value)
+        return float(value)
+
+    def as_dict(self) -> dict[str, Cell]:
+        """Give plain values, as JSON has them."""
+        return {"what": self.what, **self.cells}
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
@@ -31,13 +52,18 @@ class BenchResult:
     title: str
     hardware: str
     versions: dict[str, str]
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[BenchRow, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """Name the columns beside the first, in the order in which they came."""
+        return list(dict.fromkeys(column for row in self.rows for column in row.cells))
 
 
-OnRow = Callable[[dict[str, Any]], None]
+OnRow = Callable[[BenchRow], None]
 
 
-class Rows(list[dict[str, Any]]):
+class Rows(list[BenchRow]):
     """Measurements, handed on as they come, so that a benchmark that is stopped has said what it found.
 
     Args:
@@ -48,12 +74,12 @@ class Rows(list[dict[str, Any]]):
         super().__init__()
         self._on_row = on_row or (lambda row: None)
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: BenchRow) -> None:
         """Add a row and hand it on."""
         super().append(row)
         self._on_row(row)
 
-    def extend(self, rows: Iterable[dict[str, Any]]) -> None:
+    def extend(self, rows: Iterable[BenchRow]) -> None:
         """Add rows one by one."""
         for row in rows:
             self.append(row)
@@ -81,12 +107,10 @@ def quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def make_result(title: str, device: str, rows: Sequence[dict[str, Any]]) -> BenchResult:
+def make_result(title: str, device: str, rows: Sequence[BenchRow]) -> BenchResult:
     """Put the rows into one table, with what they ran on."""
     hardware = ", ".join(f"{key} {value}" for key, value in run_directory.hardware(device).items())
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    filled = tuple({column: row.get(column) for column in columns} for row in rows)
-    return BenchResult(title=title, hardware=hardware, versions=run_directory.versions(), rows=filled)
+    return BenchResult(title=title, hardware=hardware, versions=run_directory.versions(), rows=tuple(rows))
 
 
 def _seconds(function: Callable[[], Any], repeats: int) -> float:
@@ -159,12 +183,12 @@ def _scan_calls(inputs: dict[str, Tensor], implementation: str) -> tuple[Callabl
 
     def forward() -> Tensor:
         with torch.no_grad():
-            y = selective_scan(**leaves, delta_softplus=True, implementation=implementation)  # type: ignore[arg-type]
+            y = selective_scan(**leaves, delta_softplus=True, implementation=implementation)
         assert isinstance(y, Tensor)
         return y
 
     def both() -> Any:
-        y = selective_scan(**leaves, delta_softplus=True, implementation=implementation)  # type: ignore[arg-type]
+        y = selective_scan(**leaves, delta_softplus=True, implementation=implementation)
         assert isinstance(y, Tensor)
         return y, torch.autograd.grad(y, list(leaves.values()), gradient)
 
@@ -184,14 +208,14 @@ def run_scan(
         say(f"{name}: {config.batch} x {config.length:,} positions, {config.channels} channels, {config.states} states")
         forward, both = _scan_calls(inputs, name)
         repeats = 1 if name == "naive" else config.repeats
-        row: dict[str, Any] = {"what": name}
-        row["forward ms"] = 1e3 * _seconds(forward, repeats)
-        row["forward+backward ms"] = 1e3 * _seconds(both, repeats)
-        row["peak growth / (inputs + gradients)"] = _peak_growth(config, name) / (2 * size)
+        row = BenchRow(name)
+        row.cells["forward ms"] = 1e3 * _seconds(forward, repeats)
+        row.cells["forward+backward ms"] = 1e3 * _seconds(both, repeats)
+        row.cells["peak growth / (inputs + gradients)"] = _peak_growth(config, name) / (2 * size)
         rows.append(row)
     if len(rows) == 2:
         for column in ("forward", "forward+backward"):
-            rows[1][f"{column}: times naive"] = rows[0][f"{column} ms"] / rows[1][f"{column} ms"]
+            rows[1].cells[f"{column}: times naive"] = rows[0].number(f"{column} ms") / rows[1].number(f"{column} ms")
     if "million" in config.extras:
         rows.extend(_million(config, implementations[-1], say))
     if "transformers" in config.extras:
@@ -200,26 +224,28 @@ def run_scan(
     return make_result(f"selective scan, {shape}", "cpu", rows)
 
 
-def _million(config: ScanBenchConfig, implementation: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _million(config: ScanBenchConfig, implementation: str, say: Callable[[str], None]) -> list[BenchRow]:
+    rows: list[BenchRow] = []
     for length in (16_384, 1_048_576):
         say(f"{implementation}: {length:,} positions")
         forward, both = _scan_calls(scan_inputs(1, length, config.channels, config.states), implementation)
         repeats = 1 if length > 16_384 else config.repeats
         rows.append(
-            {
-                "what": f"{implementation} at {length:,}",
-                "forward ms": 1e3 * _seconds(forward, repeats),
-                "forward+backward ms": 1e3 * _seconds(both, repeats),
-            }
+            BenchRow(
+                f"{implementation} at {length:,}",
+                {
+                    "forward ms": 1e3 * _seconds(forward, repeats),
+                    "forward+backward ms": 1e3 * _seconds(both, repeats),
+                },
+            )
         )
     for column in ("forward", "forward+backward"):
-        per_base = [row[f"{column} ms"] / length for row, length in zip(rows, (16_384, 1_048_576), strict=True)]
-        rows[1][f"{column}: time a base, times that at 16,384"] = per_base[1] / per_base[0]
+        per_base = [row.number(f"{column} ms") / length for row, length in zip(rows, (16_384, 1_048_576), strict=True)]
+        rows[1].cells[f"{column}: time a base, times that at 16,384"] = per_base[1] / per_base[0]
     return rows
 
 
-def _transformers(say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _transformers(say: Callable[[str], None]) -> list[BenchRow]:
     """Time a Mamba block of width 128 in transformers' plain-torch path beside ours, with the same weights."""
     from transformers import MambaConfig
     from transformers.models.mamba.modeling_mamba import MambaMixer as Theirs
@@ -231,7 +257,7 @@ def _transformers(say: Callable[[str], None]) -> list[dict[str, Any]]:
     ours = OurConfig().build(128)
     ours.load_state_dict(theirs.state_dict())
     x_BTD = torch.randn(1, 4096, 128)
-    rows: list[dict[str, Any]] = []
+    rows: list[BenchRow] = []
     calls: list[tuple[str, torch.nn.Module, Callable[[Tensor], Tensor]]] = [
         ("transformers Mamba block at 4,096", theirs, lambda x: theirs(x)),
         ("our Mamba block at 4,096", ours, lambda x: ours(x)[0]),
@@ -250,9 +276,9 @@ def _transformers(say: Callable[[str], None]) -> list[dict[str, Any]]:
             started = time.perf_counter()
             call(x_BTD).sum().backward()
             both_seconds = min(both_seconds, time.perf_counter() - started)
-        rows.append({"what": name, "forward ms": 1e3 * forward_seconds, "forward+backward ms": 1e3 * both_seconds})
+        rows.append(BenchRow(name, {"forward ms": 1e3 * forward_seconds, "forward+backward ms": 1e3 * both_seconds}))
     for column in ("forward", "forward+backward"):
-        rows[1][f"{column}: times transformers"] = rows[0][f"{column} ms"] / rows[1][f"{column} ms"]
+        rows[1].cells[f"{column}: times transformers"] = rows[0].number(f"{column} ms") / rows[1].number(f"{column} ms")
     return rows
 
 
@@ -288,8 +314,8 @@ def run_genome(
         length = len(reader["chr1"][:].seq)
         theirs = time.perf_counter() - started
         assert length == num_bases
-        rows.append({"what": "build a store, against pyfaidx index + read", "ours us": ours * 1e6,
-                     "pyfaidx us": theirs * 1e6, "times pyfaidx": theirs / ours})  # fmt: skip
+        rows.append(BenchRow("build a store, against pyfaidx index + read", {"ours us": ours * 1e6,
+                     "pyfaidx us": theirs * 1e6, "times pyfaidx": theirs / ours}))  # fmt: skip
         for window, count in ((2**20, 24), (1024, 1024)):
             say(f"windows of {window:,}")
             starts = generator.integers(0, num_bases - window, count)
@@ -313,13 +339,13 @@ def run_genome(
 
             theirs = _seconds(by_pyfaidx, 7) / count
             ours, copy = _seconds(by_store, 7) / count, _seconds(by_copy, 7) / count
-            rows.append({"what": f"tokens of {window:,} bases", "ours us": ours * 1e6, "pyfaidx us": theirs * 1e6,
-                         "times pyfaidx": theirs / ours, "copy us": copy * 1e6, "of a copy": ours / copy})  # fmt: skip
+            rows.append(BenchRow(f"tokens of {window:,} bases", {"ours us": ours * 1e6, "pyfaidx us": theirs * 1e6,
+                         "times pyfaidx": theirs / ours, "copy us": copy * 1e6, "of a copy": ours / copy}))  # fmt: skip
             if window == 1024:
                 batched = _seconds(in_batches, 7) / count
-                rows.append({"what": "tokens of 1,024 bases in batches of 256", "ours us": batched * 1e6,
-                             "pyfaidx us": theirs * 1e6, "times pyfaidx": theirs / batched})  # fmt: skip
+                rows.append(BenchRow("tokens of 1,024 bases in batches of 256", {"ours us": batched * 1e6,
+                             "pyfaidx us": theirs * 1e6, "times pyfaidx": theirs / batched}))  # fmt: skip
         tokens = store.tokens(Interval("chr1", 0, 2**20))
         seconds = _seconds(lambda: reverse_complement_tokens(tokens), 20)
-        rows.append({"what": "reverse complement of 2^20 tokens", "ours us": seconds * 1e6})
+        rows.append(BenchRow("reverse complement of 2^20 tokens", {"ours us": seconds * 1e6}))
     return make_result(f"genome store, {config.megabases} Mb of random sequence", "cpu", rows)

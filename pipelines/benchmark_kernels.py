@@ -19,12 +19,12 @@ from dna_mamba.device import find_device, find_precision
 from dna_mamba.errors import InputError
 from dna_mamba.kernels.causal_conv1d import causal_conv1d
 from dna_mamba.kernels.cross_entropy import cross_entropy
-from dna_mamba.kernels.rms_norm import rms_norm
+from dna_mamba.kernels.rms_norm import add_rms_norm
 from dna_mamba.kernels.selective_scan import MAX_STATES, selective_scan
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.model.mixers.mamba import MambaConfig
-from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result, quiet
+from dna_mamba.pipelines.benchmark import BenchResult, BenchRow, OnRow, Rows, make_result, quiet
 from dna_mamba.pipelines.configs.bench import KernelBenchConfig
 from dna_mamba.reading.generation import CapturedStep, Draw, captured
 from dna_mamba.reading.settings import SamplingConfig
@@ -126,7 +126,7 @@ class _Bench:
         make: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]],
         input_bytes: float,
         floors_ms: tuple[float, float] | None = None,
-    ) -> dict[str, Any]:
+    ) -> BenchRow:
         """Time forward, and forward and backward, of what make gives for inputs of its own."""
         self.say(name)
         with quiet():
@@ -138,29 +138,29 @@ class _Bench:
         make: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]],
         input_bytes: float,
         floors_ms: tuple[float, float] | None,
-    ) -> dict[str, Any]:
-        row: dict[str, Any] = {"what": name}
+    ) -> BenchRow:
+        row = BenchRow(name)
         torch.manual_seed(0)  # so that all see the same numbers
         try:
             pairs = [make() for _ in range(max(1, min(8, int(ROTATED_BYTES // max(1.0, input_bytes)))))]
         except Exception as error:
-            return {**row, "forward ms": _why_none(error), "forward+backward ms": _why_none(error)}
+            return BenchRow(name, dict.fromkeys(("forward ms", "forward+backward ms"), _why_none(error)))
         found: tuple[float, float] | str = ""
         for column, index in (("forward", 0), ("forward+backward", 1)):
             found = self.time([pair[index] for pair in pairs])
             if isinstance(found, str):
-                row[f"{column} ms"] = found
+                row.cells[f"{column} ms"] = found
                 continue
-            row[f"{column} ms"], row[f"{column} +-"] = found
+            row.cells[f"{column} ms"], row.cells[f"{column} +-"] = found
             if floors_ms is not None:
-                row[f"{column}: times floor"] = found[0] / floors_ms[index]
+                row.cells[f"{column}: times floor"] = found[0] / floors_ms[index]
         if self.device == "cuda":
             if not isinstance(found, str):  # forward and backward ran: once more, watched
                 torch.cuda.synchronize()
                 before = torch.cuda.memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
                 kept = pairs[0][1]()
-                row["peak beyond inputs MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+                row.cells["peak beyond inputs MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
                 del kept
             del pairs
             torch.cuda.empty_cache()
@@ -265,7 +265,7 @@ def scan_leaves(bench: _Bench, batch: int, channels: int, length: int) -> dict[s
     return {name: tensor.requires_grad_() for name, tensor in leaves.items()}
 
 
-def _scan(bench: _Bench) -> list[dict[str, Any]]:
+def _scan(bench: _Bench) -> list[BenchRow]:
     rows = Rows(bench.on_row)
     states = bench.config.states
     for batch, channels, length in _shapes(bench):
@@ -283,7 +283,7 @@ def _scan(bench: _Bench) -> list[dict[str, Any]]:
             leaves = scan_leaves(bench, batch, channels, length)
 
             def scan(**tensors: Tensor) -> Tensor:
-                y = selective_scan(**tensors, delta_softplus=True, implementation=implementation)  # type: ignore[arg-type]
+                y = selective_scan(**tensors, delta_softplus=True, implementation=implementation)
                 assert isinstance(y, Tensor)
                 return y
 
@@ -295,7 +295,7 @@ def _scan(bench: _Bench) -> list[dict[str, Any]]:
         if not bench.config.competitors:
             continue
         if _seconds_of_naive(bench, batch, channels, states) * length > TOO_SLOW_SECONDS:
-            rows.append({"what": f"{name} naive", "forward ms": "too slow", "forward+backward ms": "too slow"})
+            rows.append(BenchRow(f"{name} naive", {"forward ms": "too slow", "forward+backward ms": "too slow"}))
         else:
             rows.append(bench.row(f"{name} naive", functools.partial(make, "naive"), input_bytes, floors))
         if bench.device == "cuda":
@@ -310,20 +310,20 @@ def _seconds_of_naive(bench: _Bench, batch: int, channels: int, states: int) -> 
     for _ in range(2):
         bench.wait()
         started = time.perf_counter()
-        y = selective_scan(**leaves, delta_softplus=True, implementation="naive")  # type: ignore[arg-type]
+        y = selective_scan(**leaves, delta_softplus=True, implementation="naive")
         assert isinstance(y, Tensor)
         y.sum().backward()
         bench.wait()
     return (time.perf_counter() - started) / 16
 
 
-def _scan_competitors(bench: _Bench, name: str, batch: int, channels: int, length: int) -> list[dict[str, Any]]:
+def _scan_competitors(bench: _Bench, name: str, batch: int, channels: int, length: int) -> list[BenchRow]:
     elements, states = batch * channels * length, bench.config.states
     rows = Rows(bench.on_row)
     free = torch.cuda.mem_get_info()[0]
     what = f"{name} associative_scan, compiled"
     if 16 * elements * states > free:  # decays and inputs of every state, read and written, in float32
-        rows.append({"what": what, "forward ms": "does not fit", "forward+backward ms": "does not fit"})
+        rows.append(BenchRow(what, {"forward ms": "does not fit", "forward+backward ms": "does not fit"}))
     else:
         rows.append(
             bench.row(what, functools.partial(_associative_scan, bench, batch, channels, length), 8 * elements * states)
@@ -332,7 +332,7 @@ def _scan_competitors(bench: _Bench, name: str, batch: int, channels: int, lengt
         what = f"{name} attention, {kernel.split('_')[0].lower()}, heads of 64"
         seconds = 7 * elements * length / 200e12  # at half of what the best reach
         if channels % 64 or seconds > TOO_SLOW_SECONDS:
-            rows.append({"what": what, "forward ms": "too slow", "forward+backward ms": "too slow"})
+            rows.append(BenchRow(what, {"forward ms": "too slow", "forward+backward ms": "too slow"}))
         else:
             rows.append(
                 bench.row(what, functools.partial(_attention, bench, batch, channels, length, kernel), 6 * elements)
@@ -406,7 +406,7 @@ def _official(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
     return _pair(scan, leaves, bench.normal(batch, channels, length))
 
 
-def _conv(bench: _Bench) -> list[dict[str, Any]]:
+def _conv(bench: _Bench) -> list[BenchRow]:
     rows = Rows(bench.on_row)
     for batch, channels, length in _shapes(bench):
         elements, size = batch * channels * length, bench.dtype.itemsize
@@ -424,7 +424,7 @@ def _conv(bench: _Bench) -> list[dict[str, Any]]:
             }
 
             def convolve(**tensors: Tensor) -> Tensor:
-                y = causal_conv1d(**tensors, activation="silu", implementation=implementation)  # type: ignore[arg-type]
+                y = causal_conv1d(**tensors, activation="silu", implementation=implementation)
                 assert isinstance(y, Tensor)
                 return y
 
@@ -456,7 +456,7 @@ def _official_conv(bench: _Bench, batch: int, channels: int, length: int) -> tup
     )
 
 
-def _norm(bench: _Bench) -> list[dict[str, Any]]:
+def _norm(bench: _Bench) -> list[BenchRow]:
     rows = Rows(bench.on_row)
     num_rows, widths = (2**20, (128, 256, 1024)) if bench.device == "cuda" else (2**14, (64, 128))
     for width in widths:
@@ -475,8 +475,8 @@ def _norm(bench: _Bench) -> list[dict[str, Any]]:
             leaves = {key: leaf.requires_grad_() for key, leaf in leaves.items()}
             gradients = [bench.normal(num_rows, width), bench.normal(num_rows, width, dtype=torch.float32)]
 
-            def normalise(**tensors: Tensor) -> Any:
-                return rms_norm(**tensors, implementation=implementation)  # type: ignore[arg-type]
+            def normalise(x: Tensor, residual: Tensor, weight_D: Tensor) -> tuple[Tensor, Tensor]:
+                return add_rms_norm(x, residual, weight_D, implementation=implementation)
 
             return _pair(normalise, leaves, gradients)
 
@@ -486,7 +486,7 @@ def _norm(bench: _Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def _loss(bench: _Bench) -> list[dict[str, Any]]:
+def _loss(bench: _Bench) -> list[BenchRow]:
     num_rows = 2**20 if bench.device == "cuda" else 2**16
     floors = None
     if bench.bytes_a_second is not None:  # back: read the logits, write their gradient
@@ -511,7 +511,7 @@ def _loss(bench: _Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def _step(bench: _Bench) -> list[dict[str, Any]]:
+def _step(bench: _Bench) -> list[BenchRow]:
     """One base of every sequence through the whole model, as called and as one CUDA graph."""
     rows = Rows(bench.on_row)
     sizes, batches = (("6x128", "12x128", "24x1024"), (1, 64, 1024)) if bench.device == "cuda" else (("2x64",), (1, 16))
@@ -543,16 +543,16 @@ def _step(bench: _Bench) -> list[dict[str, Any]]:
             draw = Draw(model, model.new_state(batch), tokens, SamplingConfig(), 0)
             ways["drawing included, float32"] = captured(draw) if bench.device == "cuda" else draw
             for way, call in ways.items():
-                row: dict[str, Any] = {"what": f"{size}, batch {batch}, {way}"}
+                row = BenchRow(f"{size}, batch {batch}, {way}")
                 found = bench.time_with_host(call)
-                row |= {"ms a step": found[0], "+-": found[1], "bases a second": 1e3 * batch / found[0]}
+                row.cells |= {"ms a step": found[0], "+-": found[1], "bases a second": 1e3 * batch / found[0]}
                 if bench.bytes_a_second is not None:
-                    row["times floor"] = found[0] / bench.bytes_ms(moved)
+                    row.cells["times floor"] = found[0] / bench.bytes_ms(moved)
                 rows.append(row)
     return rows
 
 
-def _block(bench: _Bench) -> list[dict[str, Any]]:
+def _block(bench: _Bench) -> list[BenchRow]:
     """A whole Mamba block: all projections, convolution and scan, parameters in float32, as in training."""
     rows = Rows(bench.on_row)
     widths = (128, 256, 1024) if bench.device == "cuda" else (64,)
@@ -591,10 +591,10 @@ def _block(bench: _Bench) -> list[dict[str, Any]]:
                 _seconds_of_naive(bench, batch, 2 * width, bench.config.states) * length if name == "naive" else 0.0
             )
             if seconds > TOO_SLOW_SECONDS:
-                rows.append({"what": what, "forward ms": "too slow", "forward+backward ms": "too slow"})
+                rows.append(BenchRow(what, {"forward ms": "too slow", "forward+backward ms": "too slow"}))
                 continue
             row = bench.row(what, functools.partial(make, name), 4.0 * batch * width * length)
-            if isinstance(row.get("forward+backward ms"), float):
-                row["Mbases/s"] = batch * length / row["forward+backward ms"] / 1e3
+            if isinstance(row.cells.get("forward+backward ms"), float):
+                row.cells["Mbases/s"] = batch * length / row.number("forward+backward ms") / 1e3
             rows.append(row)
     return rows

@@ -17,7 +17,7 @@ from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
+from dna_mamba.pipelines.benchmark import BenchResult, BenchRow, OnRow, Rows, make_result
 from dna_mamba.pipelines.configs.bench import ScoreBenchConfig
 from dna_mamba.pipelines.score_variants import score_records
 from dna_mamba.pipelines.sequences import load_language_model
@@ -88,20 +88,20 @@ def run(
     seconds_scratch = (time.perf_counter() - started) / len(alleles)
     found = Rows(on_row)
     what = f"from scratch, batches of {config.batch}"
-    found.append({"what": what, "alleles": len(alleles), "ms an allele": 1e3 * seconds_scratch})
+    found.append(BenchRow(what, {"alleles": len(alleles), "ms an allele": 1e3 * seconds_scratch}))
     say("the same alleles, forked after the same context")
     ratios = score_records(model, genome, chosen, left=config.left, right=config.right)
     difference = float(np.abs(ratios - (scratch[0::2] - scratch[1::2])).max())
     found.append(
-        {"what": "largest difference of a score at one context, nats", "alleles": len(alleles), "nats": difference}
+        BenchRow("largest difference of a score at one context, nats", {"alleles": len(alleles), "nats": difference})
     )
     say(f"all {len(file.variants):,} records, one pass from the first base of the contig")
     started = time.perf_counter()
     scored = len(score_records(model, genome, file.variants, left=None, right=config.right))
     seconds = time.perf_counter() - started
     found.append(
-        {"what": "one pass with forks, full left context", "alleles": scored, "ms an allele": 1e3 * seconds / max(1, scored),
-         "times faster": seconds_scratch * scored / seconds}
+        BenchRow("one pass with forks, full left context", {"alleles": scored, "ms an allele": 1e3 * seconds / max(1, scored),
+         "times faster": seconds_scratch * scored / seconds})
     )  # fmt: skip
     title = f"variant scores, {model.config.size}, left {config.left:,} and right {config.right:,}"
     return make_result(title, device, found)

@@ -5,7 +5,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from dna_mamba.device import find_device, find_precision
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.model.implementation import implementation_for
-from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
+from dna_mamba.pipelines.benchmark import BenchResult, BenchRow, Cell, OnRow, Rows, make_result
 from dna_mamba.pipelines.configs.bench import TrainBenchConfig
 from dna_mamba.pipelines.machines import this_gpu
 from dna_mamba.pipelines.planning import Cut, choose_cut, memory_of_step
@@ -42,11 +41,11 @@ def run(
         model = BackboneConfig(pattern=pattern, width=width)
         for length in config.lengths:
             say(f"{size}, windows of {length:,}")
-            rows.append({"what": f"{size} at {length:,}", **_row(config, model, device, precision, length, say)})
+            rows.append(BenchRow(f"{size} at {length:,}", _row(config, model, device, precision, length, say)))
     say("loader")
     loader = _loader_rates(config, device)
     for row, length in zip(rows, config.lengths * len(config.models), strict=True):
-        row["loader, million bases/s"] = loader[length] / 1e6
+        row.cells["loader, million bases/s"] = loader[length] / 1e6
     return make_result(f"training steps of {config.bases_per_step:,} bases, {precision}", device, rows)
 
 
@@ -57,7 +56,7 @@ def _row(
     precision: str,
     length: int,
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> dict[str, Cell]:
     machine = this_gpu() if device == "cuda" else None
     num_windows = max(1, config.bases_per_step // length)
     if config.piece_bases is None:
@@ -110,7 +109,7 @@ def _row(
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)
     bases = num_windows * length
-    row: dict[str, Any] = {
+    row: dict[str, Cell] = {
         "ms a step": 1e3 * median,
         "+-": 1e3 * (max(seconds) - min(seconds)) / 2,
         "million bases/s": bases / median / 1e6,

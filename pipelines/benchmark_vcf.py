@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dna_mamba.errors import InputError
-from dna_mamba.pipelines.benchmark import BenchResult, OnRow, Rows, make_result
+from dna_mamba.pipelines.benchmark import BenchResult, BenchRow, OnRow, Rows, make_result
 from dna_mamba.pipelines.configs.bench import VcfBenchConfig
 
 OURS = """
@@ -87,10 +87,14 @@ def run(
                 _run(OURS, str(source), str(folder / "g.fa"), str(folder / f"warm{ending}"))  # packs and compiles
                 seconds, memory, found = _run(OURS, str(source), str(folder / "g.fa"), str(folder / f"out{ending}"))
                 assert found == records
-                row = {"what": f"{records:,} records, {ending}", "ours s": seconds, "ours MiB": memory}
+                row = BenchRow(f"{records:,} records, {ending}", {"ours s": seconds, "ours MiB": memory})
                 if others:
                     kind = "v" if ending == ".vcf" else "z"
                     theirs, their_memory, _ = _run(THEIRS, "-O", kind, "-o", str(folder / f"bcf{ending}"), str(source))
-                    row |= {"bcftools s": theirs, "times bcftools": seconds / theirs, "bcftools MiB": their_memory}
+                    row.cells |= {
+                        "bcftools s": theirs,
+                        "times bcftools": seconds / theirs,
+                        "bcftools MiB": their_memory,
+                    }
                 rows.append(row)
     return make_result(f"VCF read and written by score, {config.samples:,} samples, nothing scored", "cpu", rows)

@@ -151,7 +151,7 @@ def _kernel(implementation: str, device: torch.device) -> Check:
 
     def results(inputs: dict[str, torch.Tensor], name: str) -> list[torch.Tensor]:
         leaves = {key: value.clone().requires_grad_() for key, value in inputs.items()}
-        y = selective_scan(**leaves, delta_softplus=True, implementation=name)  # type: ignore[arg-type]
+        y = selective_scan(**leaves, delta_softplus=True, implementation=name)
         assert isinstance(y, torch.Tensor)
         y.backward(gradient.to(y))
         return [y.detach(), *(leaf.grad for leaf in leaves.values() if leaf.grad is not None)]

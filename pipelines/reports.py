@@ -227,16 +227,19 @@ def evaluation_as_tables(result: "EvaluateResult") -> list[Table]:
 
 def bench_as_dict(result: "BenchResult") -> dict[str, Any]:
     """Give the measurements as plain values."""
-    return {"title": result.title, "hardware": result.hardware, "versions": result.versions, "rows": list(result.rows)}
+    return {"title": result.title, "hardware": result.hardware, "versions": result.versions,
+            "rows": [{"what": row.what, **{c: row.cells.get(c) for c in result.columns}} for row in result.rows]}  # fmt: skip
 
 
 def bench_as_table(result: "BenchResult") -> Table:
     """Show the measurements."""
     table = Table(title=result.title, title_justify="left", caption=result.hardware, caption_justify="left")
-    for column in result.rows[0]:
-        table.add_column(column, justify="left" if column == "what" else "right")
+    table.add_column("what")
+    for column in result.columns:
+        table.add_column(column, justify="right")
     for row in result.rows:
-        table.add_row(*("" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        cells = (row.cells.get(column) for column in result.columns)
+        table.add_row(row.what, *("" if v is None else f"{v:,.4g}" if isinstance(v, float) else str(v) for v in cells))
     return table
 
 

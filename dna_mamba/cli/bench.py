@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,6 +12,9 @@ from dna_mamba.cli.apps import bench_app
 from dna_mamba.cli.train import piece_bases
 from dna_mamba.device import check_device
 from dna_mamba.errors import InputError, StoppedError
+
+if TYPE_CHECKING:
+    from dna_mamba.pipelines.benchmark import BenchRow
 
 
 def _parse_shapes(shape: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
@@ -31,14 +34,15 @@ def _bench(run: Callable[..., Any], json: bool) -> None:
 
     begun = False
 
-    def on_row(row: dict[str, Any]) -> None:
+    def on_row(row: "BenchRow") -> None:
         nonlocal begun
         if json:
-            print((", " if begun else '{"as_they_came": [\n') + json_text(row, default=str), flush=True)
+            print((", " if begun else '{"as_they_came": [\n') + json_text(row.as_dict(), default=str), flush=True)
             begun = True
             return
         numbers = (
-            f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+            f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in row.as_dict().items()
         )
         console.say("  " + "; ".join(list(numbers)[:4]))
 

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from dna_mamba.kernels.rms_norm import rms_norm
+from dna_mamba.kernels.rms_norm import add_rms_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -28,11 +28,6 @@ class RMSNorm(nn.Module):
             The norm and the stream.
         """
         if residual is None:
-            norm = rms_norm(y, self.weight, self.eps, dtype=dtype, implementation=self.implementation)
-            assert isinstance(norm, Tensor)
-            return norm, y
+            return rms_norm(y, self.weight, self.eps, dtype=dtype, implementation=self.implementation), y
         dtype = dtype or residual.dtype
-        norm, total = rms_norm(
-            y, self.weight, self.eps, residual=residual, dtype=dtype, implementation=self.implementation
-        )
-        return norm, total
+        return add_rms_norm(y, residual, self.weight, self.eps, dtype=dtype, implementation=self.implementation)

@@ -13,17 +13,16 @@ MAX_TAPS = 4
 """Of the Triton kernels."""
 
 
-def causal_conv1d(
+def causal_conv1d_with_state(
     x_BTD: Tensor,
     weight_DK: Tensor,
     bias_D: Tensor | None = None,
     *,
     activation: str | None = None,
     initial_state: Tensor | None = None,
-    return_final_state: bool = False,
     seq_idx: Tensor | None = None,
     implementation: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Convolve each channel with its own K taps over the present and the K - 1 positions before it.
 
     Args:
@@ -32,12 +31,11 @@ def causal_conv1d(
         bias_D: Added to the sum.
         activation: 'silu' or none.
         initial_state: The K - 1 inputs before the first position (B, K - 1, D); none is zero.
-        return_final_state: Return the last K - 1 inputs too, which are the initial state of what follows.
         seq_idx: Number of the sequence each position belongs to (B, T); inputs of another sequence count as zero.
         implementation: 'auto', 'naive', 'cpu' or 'triton' (GPU, 2 to 4 taps; 'auto' takes 'naive' beyond).
 
     Returns:
-        y_BTD in the dtype of x; with `return_final_state` also the state (B, K - 1, D) in that dtype.
+        y_BTD in the dtype of x, and the last K - 1 inputs (B, K - 1, D), which are the initial state of what follows.
 
     Raises:
         ValueError: Shapes disagree, the activation is unknown, or the implementation cannot take these tensors.
@@ -68,7 +66,7 @@ def causal_conv1d(
         from .fused import causal_conv1d_triton  # here, so that a machine without Triton never imports it
 
         y_BTD = causal_conv1d_triton(x_BTD, weight_DK, bias_D, initial_state, seq_idx, activation == "silu")
-        return (y_BTD, last_inputs(x_BTD, initial_state, seq_idx, num_taps)) if return_final_state else y_BTD
+        return y_BTD, last_inputs(x_BTD, initial_state, seq_idx, num_taps)
     if initial_state is None:
         initial_state = x_BTD.new_zeros(state_shape)
     x_BPD = torch.cat([initial_state.to(x_BTD.dtype), x_BTD], dim=1)
@@ -85,12 +83,27 @@ def causal_conv1d(
 
         run = causal_conv1d_cpu
     y_BTD = run(x_BPD, weight_DK, bias_D, activation == "silu", valid_BTK)
-    if not return_final_state:
-        return y_BTD
     final_BKD = x_BPD[:, T:].clone()  # a view would keep the whole piece in memory for as long as its last bases
     if same_BP is not None:
         final_BKD = final_BKD * same_BP[:, T:, None]
     return y_BTD, final_BKD
+
+
+def causal_conv1d(
+    x_BTD: Tensor,
+    weight_DK: Tensor,
+    bias_D: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Give y of `causal_conv1d_with_state`, which says what the arguments are, and not the state."""
+    return causal_conv1d_with_state(
+        x_BTD, weight_DK, bias_D, activation=activation, initial_state=initial_state, seq_idx=seq_idx,
+        implementation=implementation,
+    )[0]  # fmt: skip
 
 
 @torch.no_grad()
@@ -140,13 +153,12 @@ def causal_conv1d_step(
         from .step import causal_conv1d_step_triton  # here, so that a machine without Triton never imports it
 
         return causal_conv1d_step_triton(state_BKD, x_BD, weight_DK, bias_D, activation == "silu")
-    y_BTD, moved_BKD = causal_conv1d(
+    y_BTD, moved_BKD = causal_conv1d_with_state(
         x_BD[:, None],
         weight_DK,
         bias_D,
         activation=activation,
         initial_state=state_BKD,
-        return_final_state=True,
         implementation="naive",
     )
     state_BKD.copy_(moved_BKD)

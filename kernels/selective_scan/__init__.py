@@ -18,7 +18,7 @@ STATES_AT_ONCE = 16
 """Of a channel that the Triton kernels hold in registers; more run in groups of so many."""
 
 
-def selective_scan(
+def selective_scan_with_state(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -30,10 +30,9 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
-    return_final_state: bool = False,
     seq_idx: Tensor | None = None,
     implementation: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Run h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t and read out y_t = (C_t h_t + D u_t) silu(z_t).
 
     The argument names are those of `selective_scan_fn` in state-spaces/mamba; the channels stand last.
@@ -49,13 +48,12 @@ def selective_scan(
         delta_bias: Added to delta (D,), in float32.
         delta_softplus: Pass delta, with its bias, through softplus.
         initial_state: State before the first position (B, D, N), float32; none is zero.
-        return_final_state: Return the state after the last position as well.
         seq_idx: Number of the sequence each position belongs to (B, T), int32; the state is zero where it changes.
         implementation: 'auto', 'naive' (a torch loop, any device and dtype), 'cpu' (compiled by numba, fused) or 'triton'
             (GPU, up to 64 states; 'auto' takes 'naive' beyond).
 
     Returns:
-        y (B, T, D) in the dtype of u; with `return_final_state` also the state (B, D, N) in float32 (float64 for
+        y (B, T, D) in the dtype of u, and the state after the last position (B, D, N) in float32 (float64 for
         float64 inputs). Both are differentiable in every floating argument. The state is kept in float32 throughout.
 
     Raises:
@@ -69,16 +67,36 @@ def selective_scan(
         implementation, u, f"{num_states} states; at most {MAX_STATES} fit" if num_states > MAX_STATES else ""
     )
     if name == "naive":
-        y, state = selective_scan_naive(*arguments)
-    elif name == "triton":
+        return selective_scan_naive(*arguments)
+    if name == "triton":
         from .fused import selective_scan_triton  # here, so that a machine without Triton never imports it
 
-        y, state = selective_scan_triton(*arguments)
-    else:
-        from .cpu import selective_scan_cpu  # here, so that numba is loaded when first used
+        return selective_scan_triton(*arguments)
+    from .cpu import selective_scan_cpu  # here, so that numba is loaded when first used
 
-        y, state = selective_scan_cpu(*arguments)
-    return (y, state) if return_final_state else y
+    return selective_scan_cpu(*arguments)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Give y of `selective_scan_with_state`, which says what the arguments are, and not the state."""
+    return selective_scan_with_state(
+        u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus, initial_state=initial_state,
+        seq_idx=seq_idx, implementation=implementation,
+    )[0]  # fmt: skip
 
 
 @torch.no_grad()

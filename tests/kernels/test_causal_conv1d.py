@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dna_mamba.kernels.causal_conv1d import causal_conv1d
+from dna_mamba.kernels.causal_conv1d import causal_conv1d, causal_conv1d_with_state
 from tests.kernels import tolerances
 
 TOLERANCE = tolerances.TOLERANCE[torch.float32]
@@ -26,7 +26,7 @@ def make_inputs(B, T, D, K):
 
 def run(inputs, implementation, dtype, **options):
     leaves = {name: x.to(dtype, copy=True).requires_grad_() for name, x in inputs.items()}
-    y, state = causal_conv1d(**leaves, return_final_state=True, implementation=implementation, **options)
+    y, state = causal_conv1d_with_state(**leaves, implementation=implementation, **options)
     generator = torch.Generator().manual_seed(9)
     gradients = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in (y, state)]
     torch.autograd.backward([y, state], gradients)
@@ -58,11 +58,11 @@ def test_naive_equals_torchs_convolution():
 @pytest.mark.parametrize("cut", [1, 2, 20])
 def test_pieces_with_carried_state_equal_the_whole(implementation, cut):
     inputs = {name: x.float() for name, x in make_inputs(1, 40, 16, 4).items()}
-    whole, last = causal_conv1d(**inputs, return_final_state=True, implementation=implementation)
+    whole, last = causal_conv1d_with_state(**inputs, implementation=implementation)
     x = inputs.pop("x_BTD")
-    first, state = causal_conv1d(x[:, :cut], **inputs, return_final_state=True, implementation=implementation)
+    first, state = causal_conv1d_with_state(x[:, :cut], **inputs, implementation=implementation)
     inputs["initial_state"] = state
-    second, final = causal_conv1d(x[:, cut:], **inputs, return_final_state=True, implementation=implementation)
+    second, final = causal_conv1d_with_state(x[:, cut:], **inputs, implementation=implementation)
     torch.testing.assert_close(torch.cat([first, second], 1), whole)
     assert torch.equal(final, last)
 

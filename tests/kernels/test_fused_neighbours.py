@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dna_mamba.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from dna_mamba.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step, causal_conv1d_with_state
 from dna_mamba.kernels.cross_entropy import cross_entropy
-from dna_mamba.kernels.rms_norm import rms_norm
+from dna_mamba.kernels.rms_norm import add_rms_norm, rms_norm
 from tests.kernels.test_causal_conv1d import make_inputs
 from tests.kernels.tolerances import TOLERANCE, relative_error
 
@@ -22,7 +22,7 @@ def normal(*shape, seed=0):
 
 def convolve(inputs, implementation, dtype, device, **options):
     leaves = {name: x.to(device, dtype, copy=True).requires_grad_() for name, x in inputs.items()}
-    y, state = causal_conv1d(**leaves, return_final_state=True, implementation=implementation, **options)
+    y, state = causal_conv1d_with_state(**leaves, implementation=implementation, **options)
     torch.autograd.backward([y, state], [normal(*x.shape, seed=9).to(x) for x in (y, state)])
     return [y, state, *(x.grad for x in leaves.values())]
 
@@ -67,7 +67,7 @@ def test_inputs_of_another_sequence_count_as_zero(triton_device):
 
 def test_convolution_steps_equal_the_whole(triton_device):
     inputs = {name: x.float().to(triton_device) for name, x in make_inputs(2, 9, 34, 4).items()}
-    whole, last = causal_conv1d(**inputs, activation="silu", return_final_state=True, implementation="naive")
+    whole, last = causal_conv1d_with_state(**inputs, activation="silu", implementation="naive")
     state = inputs["initial_state"].clone()
     for t in range(9):
         y = causal_conv1d_step(
@@ -90,7 +90,7 @@ def norms(shape, implementation, dtype, device, residual, x_dtype=None):
         leaves.append(normal(*shape, seed=2).to(device, dtype))
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
     if residual:
-        outputs = rms_norm(leaves[0], leaves[1], residual=leaves[2], implementation=implementation)
+        outputs = add_rms_norm(leaves[0], leaves[2], leaves[1], implementation=implementation)
     else:
         outputs = (rms_norm(leaves[0], leaves[1], implementation=implementation),)
     torch.autograd.backward(outputs, [normal(*shape, seed=3 + i).to(y) for i, y in enumerate(outputs)])
@@ -203,8 +203,8 @@ def gradients_of(function, leaves):
 
 def chain(x, weight, taps):
     """Run a convolution, a norm and a loss."""
-    y, state = causal_conv1d(x, taps, activation="silu", return_final_state=True, implementation="triton")
-    norm, total = rms_norm(y, weight, residual=x, implementation="triton")
+    y, state = causal_conv1d_with_state(x, taps, activation="silu", implementation="triton")
+    norm, total = add_rms_norm(y, x, weight, implementation="triton")
     targets = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
     return cross_entropy(norm, targets, implementation="triton").sum() + total.sum() + state.sum()
 
@@ -254,7 +254,7 @@ def test_offsets_past_two_to_the_31_elements():
     for function in (
         lambda x: causal_conv1d(x, taps, activation="silu", implementation="triton"),
         lambda x: rms_norm(x, weight, implementation="triton"),
-        lambda x: rms_norm(x, weight, residual=x, implementation="triton")[1],
+        lambda x: add_rms_norm(x, x, weight, implementation="triton")[1],
         lambda x: cross_entropy(x, targets[:, -x.shape[1] :], implementation="triton"),
     ):
         y, y_end = function(x), function(end)
@@ -277,7 +277,7 @@ def conv_step(x, **changes):
     [
         (lambda x: causal_conv1d(x, torch.zeros(8, 5), implementation="triton"), "5 taps; 2 to 4 fit"),
         (lambda x: rms_norm(x, torch.zeros(9)), r"\(..., channels\) and \(channels,\)"),
-        (lambda x: rms_norm(x, torch.zeros(8), residual=torch.zeros(8)), "residual is"),
+        (lambda x: add_rms_norm(x, torch.zeros(8), torch.zeros(8)), "residual is"),
         (lambda x: rms_norm(x.double(), torch.zeros(8), implementation="triton"), "'triton' takes float32 or bfloat16"),
         (lambda x: cross_entropy(x, torch.zeros(1, 4)), "logits, targets and weights are"),
         (lambda x: causal_conv1d(x, torch.zeros(8, 4), torch.zeros(7)), r"bias is \(7,\).* must be \(8,\)"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numba import njit, prange
 
-from dna_mamba.kernels.selective_scan import selective_scan, selective_scan_step
+from dna_mamba.kernels.selective_scan import selective_scan, selective_scan_step, selective_scan_with_state
 from tests.kernels.test_selective_scan import make_inputs, run
 from tests.kernels.tolerances import TOLERANCE, assert_close, relative_error
 
@@ -28,8 +28,8 @@ def cast(inputs, dtype, device):
 def run_mixed(inputs, dtype, device, seq_idx=None):
     """As in training: activations in the dtype, parameters and states in float32."""
     leaves = {name: x.requires_grad_() for name, x in cast(inputs, dtype, device).items()}
-    options = {"delta_softplus": True, "return_final_state": True, "implementation": "triton"}
-    y, state = selective_scan(**leaves, seq_idx=seq_idx, **options)
+    options = {"delta_softplus": True, "implementation": "triton"}
+    y, state = selective_scan_with_state(**leaves, seq_idx=seq_idx, **options)
     generator = torch.Generator().manual_seed(99)
     dy, dstate = (torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in (y, state))
     torch.autograd.backward([y, state], [dy, dstate])
@@ -151,12 +151,12 @@ def test_slices_of_wider_tensors_are_read_as_they_lie(triton_device):
 @pytest.mark.parametrize("cut", [1, 16, 21])
 def test_pieces_with_carried_state_equal_the_whole(cut, triton_device):
     inputs = cast(make_inputs(2, 50, 16, 2), torch.float32, triton_device)
-    options = {"delta_softplus": True, "return_final_state": True, "implementation": "triton"}
-    whole, last = selective_scan(**inputs, **options)
+    options = {"delta_softplus": True, "implementation": "triton"}
+    whole, last = selective_scan_with_state(**inputs, **options)
     first = {n: x[:, :cut] if n in BY_POSITION else x for n, x in inputs.items()}
     second = {n: x[:, cut:] if n in BY_POSITION else x for n, x in inputs.items()}
-    y1, state = selective_scan(**first, **options)
-    y2, final = selective_scan(**{**second, "initial_state": state}, **options)
+    y1, state = selective_scan_with_state(**first, **options)
+    y2, final = selective_scan_with_state(**{**second, "initial_state": state}, **options)
     torch.testing.assert_close(torch.cat([y1, y2], 1), whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(final, last, rtol=1e-5, atol=1e-5)
 
@@ -190,7 +190,7 @@ def test_zero_and_huge_inputs_stay_finite(triton_device):
 def test_steps_equal_the_whole(triton_device):
     inputs = cast(make_inputs(2, 12, 35, 3), torch.float32, triton_device)
     inputs["delta"][:, 0] -= 20.0  # softplus at its small end
-    whole, last = selective_scan(**inputs, delta_softplus=True, return_final_state=True, implementation="naive")
+    whole, last = selective_scan_with_state(**inputs, delta_softplus=True, implementation="naive")
     state = inputs.pop("initial_state").clone()
     for t in range(12):
         now = {n: x[:, t] if n in BY_POSITION else x for n, x in inputs.items()}
@@ -203,7 +203,7 @@ def test_it_compiles_without_a_graph_break(triton_device):
     inputs = cast(make_inputs(1, 20, 34, 2), torch.float32, triton_device)
 
     def loss(**leaves):
-        y, state = selective_scan(**leaves, delta_softplus=True, return_final_state=True, implementation="triton")
+        y, state = selective_scan_with_state(**leaves, delta_softplus=True, implementation="triton")
         return y.square().sum() + state.sum()
 
     results = []

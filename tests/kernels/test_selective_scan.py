@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from dna_mamba.kernels.selective_scan import selective_scan
+from dna_mamba.kernels.selective_scan import selective_scan, selective_scan_with_state
 from tests.kernels import tolerances
 from tests.kernels.tolerances import relative_error
 
@@ -33,11 +33,10 @@ def make_inputs(B, T, D, N, *, seed=0, delta_scale=1.0):
 
 def run(inputs, implementation, dtype, seq_idx=None, softplus=True, device="cpu"):
     leaves = {name: x.to(device, dtype, copy=True).requires_grad_() for name, x in inputs.items()}
-    y, state = selective_scan(
+    y, state = selective_scan_with_state(
         **leaves,
         delta_softplus=softplus,
         seq_idx=None if seq_idx is None else seq_idx.to(device),
-        return_final_state=True,
         implementation=implementation,
     )
     generator = torch.Generator().manual_seed(99)
@@ -108,13 +107,13 @@ def test_decays_from_almost_none_to_complete(shift):
 @pytest.mark.parametrize("cut", [1, 63, 64, 100])
 def test_pieces_with_carried_state_equal_the_whole(implementation, cut):
     inputs = {name: x.float() for name, x in make_inputs(2, 200, 16, 4).items()}
-    whole, last = selective_scan(**inputs, delta_softplus=True, return_final_state=True, implementation=implementation)
+    whole, last = selective_scan_with_state(**inputs, delta_softplus=True, implementation=implementation)
     by_position = ("u", "delta", "B", "C", "z")
     first = {n: x[:, :cut] if n in by_position else x for n, x in inputs.items()}
     second = {n: x[:, cut:] if n in by_position else x for n, x in inputs.items()}
-    y1, state = selective_scan(**first, delta_softplus=True, return_final_state=True, implementation=implementation)
+    y1, state = selective_scan_with_state(**first, delta_softplus=True, implementation=implementation)
     second["initial_state"] = state
-    y2, final = selective_scan(**second, delta_softplus=True, return_final_state=True, implementation=implementation)
+    y2, final = selective_scan_with_state(**second, delta_softplus=True, implementation=implementation)
     torch.testing.assert_close(torch.cat([y1, y2], 1), whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(final, last, rtol=1e-5, atol=1e-5)
 
