@@ -1,6 +1,7 @@
 """Signals that ask a command to stop: taken over while there is something to save or to clear away."""
 
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,12 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
 
 def take(handler: Callable[[int, Any], None] | signal.Handlers) -> dict[int, Any]:
-    """Let a handler have the signals; give what had them before. SIGHUP stays ignored where it is, as under nohup."""
+    """Let a handler have the signals; give what had them before. SIGHUP stays ignored where it is, as under nohup.
+
+    Outside the main thread, where Python hands out no signals, nothing is taken.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
     before = {number: signal.getsignal(number) for number in STOPPING_SIGNALS}
     # None is a handler that Python did not install and could not give back
     taken = [n for n, old in before.items() if old is not None and not (n == signal.SIGHUP and old is signal.SIG_IGN)]

@@ -1,5 +1,6 @@
 """Fine-tune a model for a task at one or more window lengths, beside baselines on the same windows."""
 
+import gc
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as L
 
 Config = TypeVar("Config", bound=FinetuneRunConfig)
-MAY_DIFFER_ON_RESUME = ("checkpoint_every_steps", "num_workers")
+MAY_DIFFER_ON_RESUME = ("checkpoint_every_steps", "num_workers", "piece_bases")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,7 @@ def run(
             _check_same(config, task, out)
         else:
             write_text(out / "config.yaml", dump_yaml(config))
+        if not (out / "run.json").exists():
             _record(config, task, begins, out)
         found = []
         for length in config.seq_lens:
@@ -190,6 +192,7 @@ def run(
             if one is None:
                 one = _Length(config, task, length, folder, say or (lambda words: None)).run(resume, make_callbacks)
             found.append(one)
+            gc.collect()  # a trainer and its callbacks know each other, and with them the model of this length
         result = FinetuneResult(out=out, labels=task.labels, lengths=tuple(found), simulated=task.simulated)
         write_json(
             out / "results.json",
@@ -228,6 +231,8 @@ def _check_same(config: FinetuneRunConfig, task: Task[Any], out: Path) -> None:
         raise InputError(
             f"--resume: these settings differ from those of {out}; leave them out, or choose another --out"
         )
+    if not (out / "run.json").exists():
+        return  # it was stopped before that was written
     try:
         recorded = json.loads((out / "run.json").read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError) as error:
@@ -265,6 +270,8 @@ class _Length:
         self.start.language_model.use_implementation(implementation)
         self.model.backbone.recomputed_layers = 0 if config.piece_bases else cut.recomputed_layers
         self.columns = finetuning(self.recipe.steps_per_epoch, self.model.counted, task.validation)
+        self.since = 0.0
+        """When the training, or its last epoch, began."""
         self.lengths = self.recipe.epoch_lengths()[: self.recipe.epochs]
         self.stepper = Stepper(
             self.model, Labels(), self.recipe.optimizer, num_steps=len(self.lengths) * self.recipe.steps_per_epoch,
@@ -332,6 +339,7 @@ class _Length:
             validate_every_steps=recipe.steps_per_epoch, checkpoint_every_steps=self.config.checkpoint_every_steps,
             keep_checkpoints=2, keep_best=False, save_after_validation=True,
         )  # fmt: skip
+        self.since = time.monotonic()
         train(
             stepper, steps, self, schedule, self.folder, device=self.config.device, precision=self.config.precision,
             num_workers=self.config.num_workers, saved=saved, callbacks=make_callbacks(), run=self.folder.parent.parent,
@@ -356,16 +364,18 @@ class _Length:
 
     def validate(self, recent: Sequence[StepMetrics]) -> Validation:
         """Answer the validation windows, and say what the epoch was like."""
+        seconds = time.monotonic() - self.since
         found = self.task.validate(self._reader(self.model))
         last, num_epochs = recent[-1], self.recipe.epochs
         epoch = -(-last.step // self.recipe.steps_per_epoch)
-        speed = sum(step.bases for step in recent) / max(1e-9, sum(step.seconds for step in recent))
+        speed = sum(step.bases for step in recent) / max(1e-9, seconds)
         shares = zip(self.model.counted, zip(*(step.counts for step in recent), strict=True), strict=True)
         counted = "".join(f", {name} {sum(values) / len(values):.3f}" for name, values in shares)
         self.say(
             f"{self.length:,} bases, epoch {epoch}/{num_epochs} (windows of {last.window_bases:,}): loss "
             f"{sum(step.loss for step in recent) / len(recent):.3f}{counted}, on validation {found.shown}; {speed:,.0f} bases/s"
         )
+        self.since = time.monotonic()
         return replace(found, counts=last.window_bases == self.length)
 
     def keep_best(self, step: int) -> None:

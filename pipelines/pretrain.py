@@ -82,8 +82,7 @@ def _resume(out: Path, resume_from: Path | None) -> checkpoint.Checkpoint | None
 
 def _identity(config: PretrainConfig, genome: GenomeStore, split: Split) -> dict[str, str]:
     """Give hashes of all that a checkpoint must have in common with the run that goes on from it."""
-    values = asdict(config)
-    before = asdict(config)
+    values, before = ({**asdict(config), "model": config.model.as_dict()} for _ in range(2))
     optimizer, num_steps = config.optimizer, config.training.num_steps
     if optimizer.warmup_steps(num_steps) == replace(optimizer, fewest_warmup_steps=0).warmup_steps(num_steps):
         for one in (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dna_mamba.errors import InputError
-from dna_mamba.model.config import parse_size
+from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.pipelines.config_files import load_yaml, override, parse_assignments, refuse_derived
 from dna_mamba.pipelines.configs.finetune import config_of_run
 from dna_mamba.pipelines.configs.pretrain import PretrainConfig
@@ -75,7 +75,19 @@ class Asked:
                 refuse_derived(type(config), changes, origin)
                 values = override(values, changes)
                 config = read_config(type(config), values, origin)
+                _refuse_idle(config, changes, origin)
         return config
+
+
+def _refuse_idle(config: object, changes: Values, origin: str) -> None:
+    """Refuse sizes of layers that the pattern has none of: they would do nothing."""
+    model, given = getattr(config, "model", None), changes.get("model")
+    if isinstance(model, BackboneConfig) and isinstance(given, Mapping):
+        for name in model.idle_sections():
+            if name in given:
+                raise InputError(
+                    f"{origin}: model.{name} does nothing here: the pattern {model.pattern!r} has no such layer; leave it out"
+                )
 
 
 def pretrain(asked: Asked, *, preset_name: str | None = None, run: Path | None = None) -> PretrainConfig:

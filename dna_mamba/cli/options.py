@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from dna_mamba.model.config import LETTERS
+
 Many = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)]
 Words = Many
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
@@ -45,6 +47,13 @@ Steps = Annotated[int | None, Parameter(help="Optimizer steps; without it the pr
 Size = Annotated[
     str | None,
     Parameter(help="Blocks x width, such as 4x64, 12x128 (1.4 million parameters) or 16x256 (7 million)."),
+]
+Pattern = Annotated[
+    str | None,
+    Parameter(
+        help=f"Layers instead of a number of blocks, one letter each: "
+        f"{', '.join(f'{letter} is {one.name}' for letter, one in LETTERS.items())}."
+    ),
 ]
 Preset = Annotated[str | None, Parameter(help="Values to start from: demo, small, mamba or mamba-long.")]
 Split = Annotated[str | None, Parameter(help="BED with CONTIG START END SPLIT (train, valid, test).")]

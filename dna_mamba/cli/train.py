@@ -17,7 +17,7 @@ def pretrain(
     seq_len: options.SeqLen = None,
     steps: options.Steps = None,
     model: options.Size = None,
-    pattern: str | None = None,
+    pattern: options.Pattern = None,
     preset: options.Preset = None,
     split: options.Split = None,
     valid: options.Valid = (),
@@ -45,8 +45,6 @@ def pretrain(
 
     Parameters
     ----------
-    pattern
-        Layers instead of a number of blocks, one letter each: M is Mamba.
     window_rule
         mamba, hyenadna or tile.
     max_n
@@ -111,6 +109,7 @@ def plan(
     seq_len: options.SeqLen = None,
     steps: options.Steps = None,
     model: options.Size = None,
+    pattern: options.Pattern = None,
     preset: options.Preset = None,
     split: options.Split = None,
     valid: options.Valid = (),
@@ -152,7 +151,9 @@ def plan(
         "training": {"seq_len": seq_len, "steps": steps, "length_warmup": length_warmup},
         "device": "cuda" if planned else None, "precision": precision,
     }  # fmt: skip
-    asked = settings.Asked(file=config, flags=flags, model=model, assignments=(*_piece_settings(piece_len), *set_))
+    asked = settings.Asked(
+        file=config, flags=flags, model=model, pattern=pattern, assignments=(*_piece_settings(piece_len), *set_)
+    )
     resolved = settings.pretrain(asked, preset_name=preset)
     from dna_mamba.pipelines import pretrain_plan as pipeline
     from dna_mamba.pipelines import reports

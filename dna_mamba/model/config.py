@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -110,6 +110,19 @@ class BackboneConfig:
             known = ", ".join(f"{letter} ({LETTERS[letter].name})" for letter in LETTERS)
             raise InputError(f"pattern {self.pattern!r} {problem}; a layer is one of: {known}, as in 'MMMM' for four")
         return [LETTERS[letter].config(self) for letter in self.pattern]
+
+    def idle_sections(self) -> list[str]:
+        """Name the sections of layers that the pattern has none of."""
+        used = [id(layer) for layer in self.layers()]
+        sections = [one.name for one in fields(self) if hasattr(getattr(self, one.name), "build")]
+        return [name for name in sections if id(getattr(self, name)) not in used]
+
+    def as_dict(self) -> dict[str, object]:
+        """Give plain values, without the sections of layers that are not there: a model stays what it is as letters come."""
+        values = asdict(self)
+        for name in self.idle_sections():
+            del values[name]
+        return values
 
     def mixers(self) -> list["Mixer"]:
         """Give every layer, in order, without memory for its numbers; equal ones are one."""

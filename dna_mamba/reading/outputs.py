@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dna_mamba.alphabet import A
+from dna_mamba.data.vocabulary import BASE_BITS
 from dna_mamba.model.sequence_model import SequenceModel
 from dna_mamba.model.state import ModelState
 from dna_mamba.reading.pieces import bounds_of, in_pieces
@@ -65,7 +66,7 @@ def _batches(windows: Windows, number: int, length: int, piece_bases: int, devic
     at_once = max(1, piece_bases // length)
     for first in range(0, number, at_once):
         stored = np.stack([windows(i) for i in range(first, min(first + at_once, number))])
-        yield torch.from_numpy(stored + A).to(device)
+        yield torch.from_numpy((stored & BASE_BITS) + A).to(device)
 
 
 @torch.no_grad()

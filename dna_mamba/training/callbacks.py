@@ -117,7 +117,8 @@ class RunRecorder(L.Callback):
         )
         self._spikes = SpikeDetector()
         for row in read_metrics(self.folder / "metrics.csv"):
-            self._spikes.leap(int(row["window_bases"]), float(row[self.keeper.columns.loss]))
+            with contextlib.suppress(ValueError):  # a row that somebody has edited tells nothing
+                self._spikes.leap(int(row["window_bases"]), float(row[self.keeper.columns.loss]))
         self._flushed = time.monotonic()
         self._handlers = signals.take(self._on_signal)
 
@@ -183,7 +184,7 @@ class RunRecorder(L.Callback):
                 f"step {counters.step}: validation gave {found.shown}, which is compared with nothing; model/ stays as it was"
             )
         elif found.counts and (counters.best is None or found.better > counters.best):
-            counters.best, counters.best_step = found.better, counters.step
+            counters.best, counters.best_step = tuple(map(float, found.better)), counters.step
             self.keeper.keep_best(counters.step)
         return found
 

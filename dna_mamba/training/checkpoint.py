@@ -209,7 +209,10 @@ def load_optimizer_tensors(
         return
     for name, parameter in parameters:
         state = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        if not any(f"{key}.{name}" in tensors for key in keys):
+            continue  # it never had a gradient
+        for key in keys:
             value = tensors.get(f"{key}.{name}")
             expected = parameter.shape if key != "step" else torch.Size([])
             if value is None or value.shape != expected or not bool(value.isfinite().all()):

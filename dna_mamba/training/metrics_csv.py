@@ -92,9 +92,8 @@ def cut_metrics(path: Path, last_step: int, columns: Sequence[str]) -> None:
     if not lines or not lines[0].startswith("step,"):
         path.unlink()  # killed before the header was written
         return
-    rows = [line for line in lines[1:] if line.split(",", 1)[0].isdecimal() and line.isascii()]
-    kept = [line for line in rows if int(line.split(",", 1)[0]) <= last_step]
     names = lines[0].strip().split(",")
+    kept = [line for line in lines[1:] if _is_row(line, len(names)) and int(line.split(",", 1)[0]) <= last_step]
     if names != list(columns):
         table = csv.DictReader(lines[:1] + kept)
         kept = [",".join(row.get(name) or "" for name in columns) + "\r\n" for row in table]
@@ -102,6 +101,12 @@ def cut_metrics(path: Path, last_step: int, columns: Sequence[str]) -> None:
     unfinished = path.with_name(f".{path.name}.writing")
     unfinished.write_text("".join(lines[:1] + kept), newline="", encoding="utf-8")
     unfinished.replace(path)
+
+
+def _is_row(line: str, num_columns: int) -> bool:
+    return (
+        line.split(",", 1)[0].isdecimal() and line.isascii() and '"' not in line and line.count(",") == num_columns - 1
+    )
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

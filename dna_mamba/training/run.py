@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -104,8 +105,15 @@ def _fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        with _gpus_left_alone() if device == "cpu" else contextlib.nullcontext():
-            trainer.fit(module, data)
+        before = set(multiprocessing.active_children())
+        try:
+            with _gpus_left_alone() if device == "cpu" else contextlib.nullcontext():
+                trainer.fit(module, data)
+        finally:
+            # the readers leave SIGTERM to us, so that at the end of this process nothing else would end them
+            for child in set(multiprocessing.active_children()) - before:
+                child.kill()
+                child.join()
 
 
 @contextlib.contextmanager

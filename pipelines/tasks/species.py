@@ -215,7 +215,7 @@ class SpeciesTask(Task[FinetuneSpeciesConfig]):
         accuracy = found.accuracy
         return Validation(
             better=(accuracy.value, -found.log_loss),
-            shown=f"{accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f})",
+            shown=f"{accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), log loss {found.log_loss:.3f}",
             cells={"valid_accuracy": f"{accuracy.value:.17g}", "valid_log_loss": f"{found.log_loss:.17g}"},
             logged={"valid/accuracy": accuracy.value, "valid/log_loss": found.log_loss},
         )

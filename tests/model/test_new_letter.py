@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dna_mamba.data.objectives import Examples, next_base
+from dna_mamba.data.selection import load_genome, load_split
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.formats import FORMATS
@@ -19,11 +20,14 @@ from dna_mamba.model.checkpoints.mamba_ssm import config_for
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained
 from dna_mamba.model.config import LETTERS, BackboneConfig, Letter
 from dna_mamba.model.mixers.mixer import LayerMemory, Mixer
+from dna_mamba.model.state import tensors_of
 from dna_mamba.pipelines import planning, pretrain, pretrain_plan
 from dna_mamba.pipelines.embed import embed_tokens
 from dna_mamba.pipelines.machines import known_gpu
 from dna_mamba.pipelines.planning import Cut, memory_of_step
 from dna_mamba.pipelines.presets import preset
+from dna_mamba.pipelines.settings import Asked
+from dna_mamba.pipelines.settings import pretrain as pretrain_settings
 from dna_mamba.reading.forks import score_alleles
 from dna_mamba.reading.generation import CapturedStep, generate
 from dna_mamba.reading.outputs import outputs_in_pieces
@@ -126,7 +130,7 @@ class Attention(Mixer):
         return self.out.weight
 
     def forward(self, x_BTD, state=None):
-        queries_BTD, keys_BSD, values_BSD = self.project(x_BTD).chunk(3, -1)
+        queries_BTD, keys_BSD, values_BSD = (part.clone() for part in self.project(x_BTD).chunk(3, -1))
         if state is not None:
             keys_BSD, values_BSD = (torch.cat(pair, 1) for pair in zip(state, (keys_BSD, values_BSD), strict=True))
         S, T = keys_BSD.shape[1], x_BTD.shape[1]
@@ -379,3 +383,37 @@ def test_a_run_resumes_to_the_bit_and_its_plan_fits_a_gpu(pattern, tmp_path):
     on_gpu = replace(config, device="auto", training=replace(config.training, piece_bases=None))
     plan = pretrain_plan.plan(on_gpu, machine=known_gpu("H100"))
     assert plan.memory and plan.num_parameters == config.model.num_parameters and plan.hours[0] != plan.hours[0]
+
+
+@pytest.mark.parametrize("pattern", ["M", "E", "K"])
+def test_a_state_keeps_no_more_memory_than_its_numbers_take(pattern):
+    """A view of a piece would keep the whole piece for as long as its last bases."""
+    model = make(pattern)
+    with torch.no_grad():
+        _, state = model(some_tokens(1, 300))
+    for tensor in tensors_of(state):
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_a_model_is_written_as_before_there_was_a_letter_that_it_has_none_of(tmp_path):
+    """So that runs and models of before a layer came go on, and older versions read what has none of it."""
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Grown(BackboneConfig):
+        average: AverageConfig = AverageConfig()
+
+    assert (
+        "average" not in Grown(pattern="MM").as_dict()
+        and Grown(pattern="MM").as_dict() == BackboneConfig(pattern="MM").as_dict()
+    )
+    config = pretrain_plan.resolve(replace(preset("demo"), device="cpu", model=BackboneConfig(pattern="MM", width=16)))
+    genome = load_genome("demo")
+    split = load_split(genome, config.data)
+    known = pretrain._identity(config, genome, split)
+    assert known == pretrain._identity(replace(config, model=Grown(pattern="MM", width=16)), genome, split)
+    assert known != pretrain._identity(replace(config, model=Grown(pattern="ME", width=16)), genome, split)
+
+
+def test_sizes_of_a_layer_that_the_pattern_has_none_of_are_refused():
+    with pytest.raises(InputError, match="model.mamba does nothing here: the pattern 'EC' has no such layer"):
+        pretrain_settings(Asked(flags={}, assignments=["model.pattern=EC", "model.mamba.num_states=8"]))

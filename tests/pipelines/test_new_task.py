@@ -8,7 +8,9 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +27,7 @@ from dna_mamba.errors import InputError, Interrupted, StoppedError
 from dna_mamba.model.checkpoints.native import load_classifier, load_sequence_model, save_sequence_model
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.heads import HEADS
+from dna_mamba.model.heads.classes import ClassHead
 from dna_mamba.model.heads.head import Head, PooledHead
 from dna_mamba.model.sequence_model import SequenceModel
 from dna_mamba.pipelines import finetune
@@ -137,6 +140,7 @@ class ShareOfGc(Task[FinetuneRunConfig]):
     def draw(self, length, epoch, index, purpose=0):
         start = int(np.random.default_rng([self.config.seed, epoch, index, purpose]).integers(2000 - length))
         stored = self.bases[start : start + length]
+        assert 0 <= epoch < 3 and length in self.config.seq_lens
         return Drawn(stored, self.target(stored), 0, start)
 
     def _held_out(self, length, first):
@@ -207,15 +211,20 @@ def unbroken(tmp_path_factory):
         return out, run(out, say=said.append), said
 
 
-@pytest.mark.parametrize(
-    "make_head", [lambda width: NumberHead(width, "mean"), EachBaseHead], ids=["number", "each base"]
-)
+HEADS_AND_TARGETS = {
+    "number": (lambda width: NumberHead(width, "mean"), lambda: torch.rand(3).double()),
+    "each base": (EachBaseHead, lambda: torch.rand(3, 40).double()),
+    "classes": (lambda width: ClassHead(width, ("a", "b"), "max"), lambda: torch.tensor([0, 1, 1])),
+}
+
+
+@pytest.mark.parametrize("make_head, make_targets", HEADS_AND_TARGETS.values(), ids=HEADS_AND_TARGETS)
 @pytest.mark.parametrize("piece_bases, kept_pieces", [(7, 1), (33, 1), (16, 2), (1, 1)])
-def test_gradients_of_a_new_head_in_pieces_are_those_of_the_whole(make_head, piece_bases, kept_pieces):
+def test_gradients_of_a_new_head_in_pieces_are_those_of_the_whole(make_head, make_targets, piece_bases, kept_pieces):
     torch.manual_seed(0)
     model = SequenceModel(BackboneConfig(pattern="MM", width=16), make_head).double()
     tokens_BT = torch.randint(7, 11, (3, 40), generator=torch.Generator().manual_seed(1))
-    targets = torch.rand(3, 40).double() if model.additive else torch.rand(3).double()
+    targets = make_targets()
     loss = model.sum_of_losses(model(tokens_BT), targets, None) / 5
     loss.backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
@@ -367,3 +376,60 @@ def test_other_data_under_a_run_that_is_resumed_are_told(unbroken, tmp_path):
     config = config_of()
     with pytest.raises(InputError, match="the data or their split are no longer those"):
         finetune.run(config, ShareOfGc(config, seed=1), unbroken[0], resume=True)
+
+
+def test_soft_masked_bases_are_read_as_bases(unbroken, tmp_path):
+    class Lower(ShareOfGc):
+        def draw(self, length, epoch, index, purpose=0):
+            drawn = super().draw(length, epoch, index, purpose)
+            return drawn._replace(stored_T=drawn.stored_T | 8 * (np.arange(length) % 2 == 0).astype(np.uint8))
+
+    run(tmp_path / "run", task=Lower)
+    assert all(torch.equal(weights(tmp_path / "run")[name], x) for name, x in weights(unbroken[0]).items())
+
+
+def test_a_training_in_a_thread_of_a_notebook_or_server_works(unbroken, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run, tmp_path / "run").result()
+    assert all(torch.equal(weights(tmp_path / "run")[name], x) for name, x in weights(unbroken[0]).items())
+
+
+def test_what_never_had_a_gradient_and_whole_numbers_are_resumed(tmp_path, monkeypatch):
+    class Idle(ShareOfGc):
+        def head(self, width):
+            head = super().head(width)
+            head.extra = nn.Parameter(torch.ones(3))
+            return head
+
+        def validate(self, reader):
+            return replace(super().validate(reader), better=(3,))
+
+    monkeypatch.setattr(
+        NumberHead, "read", classmethod(lambda cls, width, settings, where: Idle(config_of()).head(width))
+    )
+    with monkeypatch.context() as patch:
+        in_step(patch, {33}, lambda model, found: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run(tmp_path / "run", task=Idle)
+    assert run(tmp_path / "run", task=Idle, resume=True).lengths[0].rows[0].detail == "epoch 1"  # no other was better
+
+
+@pytest.mark.parametrize("damaged", ["5,0", "5,0,50,,,,,,,", '5,0,"50'])
+def test_a_damaged_row_of_metrics_is_dropped_on_resume(unbroken, tmp_path, damaged):
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    folder = tmp_path / "run/lengths/50"
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    lines[5] = damaged
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    shutil.rmtree(folder / "checkpoints/step-00000075")
+    for name in ("results.json", "lengths/50/results.json"):
+        (tmp_path / "run" / name).unlink()
+    run(tmp_path / "run", resume=True)
+    assert all(torch.equal(weights(tmp_path / "run")[name], x) for name, x in weights(unbroken[0]).items())
+
+
+def test_a_run_that_was_stopped_before_its_record_was_written_goes_on(tmp_path, unbroken):
+    (tmp_path / "run").mkdir()
+    shutil.copy(unbroken[0] / "config.yaml", tmp_path / "run")
+    run(tmp_path / "run", resume=True)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["command"] == "finetune gc"

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def save_pretrained(
     about: dict[str, Any] = {"policy": policy} | ({} if trained_bases is None else {"trained_bases": trained_bases})
     about |= {} if trained_on is None else {"trained_on": trained_on}
     about |= {} if fingerprints is None else {"fingerprints": fingerprints}
-    _save(model, path, {"model_type": LANGUAGE_MODEL, "backbone": asdict(model.config), **about})
+    _save(model, path, {"model_type": LANGUAGE_MODEL, "backbone": model.config.as_dict(), **about})
 
 
 def save_sequence_model(model: SequenceModel, path: Path, training: dict[str, Any]) -> None:
@@ -114,7 +113,7 @@ def save_sequence_model(model: SequenceModel, path: Path, training: dict[str, An
     head = model.head
     # classifiers are written as before there were other heads
     about = head.settings() if head.kind == ClassHead.kind else {"head": {"kind": head.kind, **head.settings()}}
-    config = {"model_type": CLASSIFIER, "backbone": asdict(model.config), **about, "training": training}
+    config = {"model_type": CLASSIFIER, "backbone": model.config.as_dict(), **about, "training": training}
     _save(model, path, config)
 
 
