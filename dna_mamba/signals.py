@@ -3,13 +3,15 @@
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
+from typing import TypeAlias
 
+Handler: TypeAlias = "Callable[[int, FrameType | None], object] | int | signal.Handlers | None"
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, the end of a job, a closed terminal, and the warning of batch systems (sbatch --signal=USR1@120)."""
 
 
-def take(handler: Callable[[int, Any], None] | signal.Handlers) -> dict[int, Any]:
+def take(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> dict[int, Handler]:
     """Let a handler have the signals; give what had them before. SIGHUP stays ignored where it is, as under nohup.
 
     Outside the main thread, where Python hands out no signals, nothing is taken.
@@ -22,7 +24,7 @@ def take(handler: Callable[[int, Any], None] | signal.Handlers) -> dict[int, Any
     return {number: signal.signal(number, handler) for number in taken}
 
 
-def give_back(before: dict[int, Any]) -> None:
+def give_back(before: dict[int, Handler]) -> None:
     """Undo `take`."""
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -1,14 +1,9 @@
 """Time the kernels on this machine: ours beside others, on the same random inputs in one run, against the GPU's ceilings."""
 
-import contextlib
 import functools
 import importlib.util
-import signal
-import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,15 +19,12 @@ from dna_mamba.kernels.selective_scan import MAX_STATES, selective_scan
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.model.mixers.mamba import MambaConfig
-from dna_mamba.pipelines.benchmark import BenchResult, BenchRow, OnRow, Rows, make_result, quiet
+from dna_mamba.pipelines.benchmark import BenchResult, BenchRow, OnRow, Rows, make_result
+from dna_mamba.pipelines.benchmark_machine import TOO_SLOW_SECONDS, Bench, Call
 from dna_mamba.pipelines.configs.bench import KernelBenchConfig
 from dna_mamba.reading.generation import CapturedStep, Draw, captured
 from dna_mamba.reading.settings import SamplingConfig
 
-TOO_SLOW_SECONDS = 10.0
-TOO_SLOW_TO_COMPILE_SECONDS = 90.0
-ROTATED_BYTES = 2**28
-"""Inputs smaller than this are rotated, so that none lies in a cache from the call before."""
 SHAPES = (
     *((1, 256, 1_048_576), (1, 256, 1_000_000), (1, 512, 1_048_576), (8, 256, 131_072)),
     *((64, 256, 16_384), (1024, 256, 1024), (1, 2048, 131_072), (8, 2048, 8192)),
@@ -40,164 +32,6 @@ SHAPES = (
 """(batch, channels, length) of docs/benchmarks.md."""
 SMALL_SHAPES = ((1, 128, 4096), (16, 128, 250))
 """For a CPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """A machine to time on, and what it can do at most."""
-
-    device: str
-    dtype: torch.dtype
-    config: KernelBenchConfig
-    bytes_a_second: float | None
-    exps_a_second: float | None
-    say: Callable[[str], None]
-    busy: Tensor
-    """Memory to write to, for about a millisecond."""
-    on_row: OnRow | None = None
-
-    @property
-    def implementations(self) -> tuple[str, ...]:
-        return ("naive", "triton") if self.device == "cuda" else ("naive", "cpu")
-
-    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Draw random numbers, never zeros."""
-        return torch.randn(shape, device=self.device, dtype=dtype or self.dtype)
-
-    def time(self, calls: list[Callable[[], Any]]) -> tuple[float, float] | str:
-        """Time calls on inputs of their own in turn: median and half the spread in ms, or why there is none."""
-        try:
-            with _within(TOO_SLOW_TO_COMPILE_SECONDS):
-                started = time.perf_counter()
-                calls[0]()
-                self.wait()
-                if time.perf_counter() - started > TOO_SLOW_SECONDS:
-                    started = time.perf_counter()
-                    calls[0]()  # the first may have compiled
-                    self.wait()
-                    if time.perf_counter() - started > TOO_SLOW_SECONDS:
-                        return "too slow"
-            times = [self._once(calls[i % len(calls)]) for i in range(self.config.repeats)]
-        except Exception as error:
-            return _why_none(error)
-        return statistics.median(times), (max(times) - min(times)) / 2
-
-    def time_with_host(self, call: Callable[[], Any]) -> tuple[float, float]:
-        """Time a call as a loop over it takes, launches included: median and half the spread in ms."""
-        count = 20
-
-        def loop() -> None:
-            for _ in range(count):
-                call()
-            self.wait()
-
-        loop()
-        times = []
-        for _ in range(self.config.repeats):
-            started = time.perf_counter()
-            loop()
-            times.append(1e3 * (time.perf_counter() - started) / count)
-        return statistics.median(times), (max(times) - min(times)) / 2
-
-    def wait(self) -> None:
-        """Let the GPU finish."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def _once(self, call: Callable[[], Any]) -> float:
-        if self.device == "cpu":
-            started = time.perf_counter()
-            call()
-            return 1e3 * (time.perf_counter() - started)
-        # The GPU is kept busy while the host prepares the call, so that launching it is not part of its time; the same
-        # bytes push what the call before has read out of the caches.
-        for _ in range(4):
-            self.busy.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    def row(
-        self,
-        name: str,
-        make: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]],
-        input_bytes: float,
-        floors_ms: tuple[float, float] | None = None,
-    ) -> BenchRow:
-        """Time forward, and forward and backward, of what make gives for inputs of its own."""
-        self.say(name)
-        with quiet():
-            return self._row(name, make, input_bytes, floors_ms)
-
-    def _row(
-        self,
-        name: str,
-        make: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]],
-        input_bytes: float,
-        floors_ms: tuple[float, float] | None,
-    ) -> BenchRow:
-        row = BenchRow(name)
-        torch.manual_seed(0)  # so that all see the same numbers
-        try:
-            pairs = [make() for _ in range(max(1, min(8, int(ROTATED_BYTES // max(1.0, input_bytes)))))]
-        except Exception as error:
-            return BenchRow(name, dict.fromkeys(("forward ms", "forward+backward ms"), _why_none(error)))
-        found: tuple[float, float] | str = ""
-        for column, index in (("forward", 0), ("forward+backward", 1)):
-            found = self.time([pair[index] for pair in pairs])
-            if isinstance(found, str):
-                row.cells[f"{column} ms"] = found
-                continue
-            row.cells[f"{column} ms"], row.cells[f"{column} +-"] = found
-            if floors_ms is not None:
-                row.cells[f"{column}: times floor"] = found[0] / floors_ms[index]
-        if self.device == "cuda":
-            if not isinstance(found, str):  # forward and backward ran: once more, watched
-                torch.cuda.synchronize()
-                before = torch.cuda.memory_allocated()
-                torch.cuda.reset_peak_memory_stats()
-                kept = pairs[0][1]()
-                row.cells["peak beyond inputs MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-                del kept
-            del pairs
-            torch.cuda.empty_cache()
-        return row
-
-    def bytes_ms(self, count: float) -> float:
-        """Give the time in which so many bytes can be moved."""
-        assert self.bytes_a_second is not None
-        return 1e3 * count / self.bytes_a_second
-
-
-def _why_none(error: Exception) -> str:
-    """Name what kept a call from being timed; a competitor's compiler or import can raise anything, and the table goes on."""
-    if isinstance(error, TimeoutError):
-        return "too slow to compile"
-    if isinstance(error, torch.cuda.OutOfMemoryError) or "memory" in str(error):
-        return "does not fit"
-    return f"fails: {type(error).__name__}"
-
-
-@contextlib.contextmanager
-def _within(seconds: float) -> Iterator[None]:
-    """Raise a TimeoutError when the work inside takes longer; outside the main thread there is no limit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def run(
@@ -220,7 +54,7 @@ def run(
         torch.cuda.empty_cache()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     busy = torch.empty(2**31 if device == "cuda" else 0, dtype=torch.uint8, device=device)
-    bench = _Bench(device, dtype, config, *rates, say, busy, on_row)
+    bench = Bench(device, dtype, config, *rates, say, busy, on_row)
     functions = {"scan": _scan, "conv": _conv, "norm": _norm, "loss": _loss, "step": _step, "block": _block}
     torch.manual_seed(0)
     rows = functions[config.what](bench)
@@ -230,7 +64,7 @@ def run(
     return make_result(f"{config.what}, {precision}{ceiling}", device, rows)
 
 
-def _shapes(bench: _Bench) -> tuple[tuple[int, int, int], ...]:
+def _shapes(bench: Bench) -> tuple[tuple[int, int, int], ...]:
     return bench.config.shapes or (SHAPES if bench.device == "cuda" else SMALL_SHAPES)
 
 
@@ -248,7 +82,7 @@ def _pair(function: Callable[..., Any], leaves: dict[str, Tensor], gradient: Any
     return forward, both
 
 
-def scan_leaves(bench: _Bench, batch: int, channels: int, length: int) -> dict[str, Tensor]:
+def scan_leaves(bench: Bench, batch: int, channels: int, length: int) -> dict[str, Tensor]:
     """Draw inputs of the size that a trained layer has: decays from none to complete."""
     states, single = bench.config.states, torch.float32
     rates = torch.arange(1, states + 1, device=bench.device, dtype=single)
@@ -265,7 +99,7 @@ def scan_leaves(bench: _Bench, batch: int, channels: int, length: int) -> dict[s
     return {name: tensor.requires_grad_() for name, tensor in leaves.items()}
 
 
-def _scan(bench: _Bench) -> list[BenchRow]:
+def _scan(bench: Bench) -> list[BenchRow]:
     rows = Rows(bench.on_row)
     states = bench.config.states
     for batch, channels, length in _shapes(bench):
@@ -303,7 +137,7 @@ def _scan(bench: _Bench) -> list[BenchRow]:
     return rows
 
 
-def _seconds_of_naive(bench: _Bench, batch: int, channels: int, states: int) -> float:
+def _seconds_of_naive(bench: Bench, batch: int, channels: int, states: int) -> float:
     """Time 16 positions of the loop, forward and backward, and give the time of one."""
     leaves = scan_leaves(bench, batch, channels, 16)
     started = 0.0
@@ -317,7 +151,7 @@ def _seconds_of_naive(bench: _Bench, batch: int, channels: int, states: int) -> 
     return (time.perf_counter() - started) / 16
 
 
-def _scan_competitors(bench: _Bench, name: str, batch: int, channels: int, length: int) -> list[BenchRow]:
+def _scan_competitors(bench: Bench, name: str, batch: int, channels: int, length: int) -> list[BenchRow]:
     elements, states = batch * channels * length, bench.config.states
     rows = Rows(bench.on_row)
     free = torch.cuda.mem_get_info()[0]
@@ -347,7 +181,7 @@ def _scan_competitors(bench: _Bench, name: str, batch: int, channels: int, lengt
     return rows
 
 
-def _associative_scan(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
+def _associative_scan(bench: Bench, batch: int, channels: int, length: int) -> tuple:
     from torch._higher_order_ops.associative_scan import associative_scan
 
     leaves = scan_leaves(bench, batch, channels, length)
@@ -367,7 +201,7 @@ def _associative_scan(bench: _Bench, batch: int, channels: int, length: int) -> 
     return _pair(scan, leaves, bench.normal(batch, length, channels))
 
 
-def _attention(bench: _Bench, batch: int, channels: int, length: int, kernel: str) -> tuple:
+def _attention(bench: Bench, batch: int, channels: int, length: int, kernel: str) -> tuple:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     shape = (batch, channels // 64, length, 64)
@@ -380,7 +214,7 @@ def _attention(bench: _Bench, batch: int, channels: int, length: int, kernel: st
     return _pair(attend, leaves, bench.normal(*shape))
 
 
-def _fft(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
+def _fft(bench: Bench, batch: int, channels: int, length: int) -> tuple:
     leaves = {
         "x": bench.normal(batch, length, channels).requires_grad_(),
         "kernel": bench.normal(channels, length, dtype=torch.float32).requires_grad_(),
@@ -393,7 +227,7 @@ def _fft(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
     return _pair(convolve, leaves, bench.normal(batch, length, channels))
 
 
-def _official(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
+def _official(bench: Bench, batch: int, channels: int, length: int) -> tuple:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # type: ignore[import-not-found]
 
     leaves = scan_leaves(bench, batch, channels, length)
@@ -406,7 +240,7 @@ def _official(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
     return _pair(scan, leaves, bench.normal(batch, channels, length))
 
 
-def _conv(bench: _Bench) -> list[BenchRow]:
+def _conv(bench: Bench) -> list[BenchRow]:
     rows = Rows(bench.on_row)
     for batch, channels, length in _shapes(bench):
         elements, size = batch * channels * length, bench.dtype.itemsize
@@ -441,7 +275,7 @@ def _conv(bench: _Bench) -> list[BenchRow]:
     return rows
 
 
-def _official_conv(bench: _Bench, batch: int, channels: int, length: int) -> tuple:
+def _official_conv(bench: Bench, batch: int, channels: int, length: int) -> tuple:
     from causal_conv1d import causal_conv1d_fn  # type: ignore[import-not-found]
 
     leaves = {
@@ -456,7 +290,7 @@ def _official_conv(bench: _Bench, batch: int, channels: int, length: int) -> tup
     )
 
 
-def _norm(bench: _Bench) -> list[BenchRow]:
+def _norm(bench: Bench) -> list[BenchRow]:
     rows = Rows(bench.on_row)
     num_rows, widths = (2**20, (128, 256, 1024)) if bench.device == "cuda" else (2**14, (64, 128))
     for width in widths:
@@ -486,7 +320,7 @@ def _norm(bench: _Bench) -> list[BenchRow]:
     return rows
 
 
-def _loss(bench: _Bench) -> list[BenchRow]:
+def _loss(bench: Bench) -> list[BenchRow]:
     num_rows = 2**20 if bench.device == "cuda" else 2**16
     floors = None
     if bench.bytes_a_second is not None:  # back: read the logits, write their gradient
@@ -511,7 +345,7 @@ def _loss(bench: _Bench) -> list[BenchRow]:
     return rows
 
 
-def _step(bench: _Bench) -> list[BenchRow]:
+def _step(bench: Bench) -> list[BenchRow]:
     """One base of every sequence through the whole model, as called and as one CUDA graph."""
     rows = Rows(bench.on_row)
     sizes, batches = (("6x128", "12x128", "24x1024"), (1, 64, 1024)) if bench.device == "cuda" else (("2x64",), (1, 16))
@@ -525,7 +359,7 @@ def _step(bench: _Bench) -> list[BenchRow]:
             tokens = torch.randint(7, 11, (batch,), device=bench.device)
             state = model.new_state(batch, bench.dtype)
             moved = weights + 2 * sum(tensor.numel() * tensor.element_size() for layer in state for tensor in layer)
-            ways: dict[str, Callable[[], Any]] = {}
+            ways: dict[str, Call] = {}
 
             def step(
                 implementation: str, tokens: Tensor = tokens, state: Any = state, model: DnaMamba = model
@@ -552,7 +386,7 @@ def _step(bench: _Bench) -> list[BenchRow]:
     return rows
 
 
-def _block(bench: _Bench) -> list[BenchRow]:
+def _block(bench: Bench) -> list[BenchRow]:
     """A whole Mamba block: all projections, convolution and scan, parameters in float32, as in training."""
     rows = Rows(bench.on_row)
     widths = (128, 256, 1024) if bench.device == "cuda" else (64,)

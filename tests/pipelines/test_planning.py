@@ -286,7 +286,7 @@ def step_on_gpu(size, length, cut, windows, repeats):
             module.step(batch, optimizer)
         end.record()
     torch.cuda.synchronize()
-    assert all(metrics.train_loss < 10 and not metrics.skipped for metrics in module.read_steps())
+    assert all(metrics.loss < 10 and not metrics.skipped for metrics in module.read_steps())
     return torch.cuda.max_memory_allocated() - before, start.elapsed_time(end) / 1e3 / max(1, repeats)
 
 
