@@ -1,7 +1,7 @@
 """DNA language models of your own: pretrain a Mamba on single bases, from FASTA, on a laptop or a GPU."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dna_mamba.api import DnaModel, load
@@ -15,7 +15,7 @@ __all__ = ["DnaModel", "Embedder", "load"]
 _HOME = {"DnaModel": "dna_mamba.api", "load": "dna_mamba.api", "Embedder": "dna_mamba.embedder"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import what is asked for when it is asked for: `import dna_mamba` alone takes no time."""
     if name not in _HOME:
         raise AttributeError(f"module 'dna_mamba' has no attribute {name!r}")

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class DnaModel(nn.Module):
         return embed_tokens(self.model, tokens, config)
 
     @torch.no_grad()
-    def score(self, sequences: Sequences, *, per_base: bool = False) -> Any:
+    def score(self, sequences: Sequences, *, per_base: bool = False) -> object:
         """Give log-likelihoods in nats, over A, C, G and T; the first base has no predecessor and is not scored.
 
         Letters that say no base add nothing to a sum, so sums of sequences with different numbers of them are not to be

@@ -2,7 +2,6 @@
 """Embeddings as a scikit-learn transformer."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -15,14 +14,14 @@ from dna_mamba.reading.settings import EmbedConfig
 from dna_mamba.reading.vectors import num_rows_of
 
 
-def _strings(X: Any) -> list[str]:
+def _strings(X: object) -> list[str]:
     texts, single = texts_of(X, "X")
     if single:
         raise InputError("X is one sequence; give a list of sequences")
     return texts
 
 
-def _refuse_iterator(X: Any, what: str) -> None:
+def _refuse_iterator(X: object, what: str) -> None:
     if is_used_up_by_reading(X):
         raise InputError(f"X is a {type(X).__name__}, which {what} would use up; give a list")
 
@@ -57,7 +56,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         self.device = device
         self.rna = rna
 
-    def fit(self, X: Iterable[str], y: Any = None) -> "Embedder":
+    def fit(self, X: Iterable[str], y: object = None) -> "Embedder":
         """Load the model; nothing is learned from X, except the length of its sequences for pool none and window:N.
 
         Raises:
@@ -84,7 +83,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         self.n_features_out_ = self.model_.width * num_windows
         return self
 
-    def fit_transform(self, X: Iterable[str], y: Any = None) -> np.ndarray:
+    def fit_transform(self, X: Iterable[str], y: object = None) -> np.ndarray:
         """Fit and transform the same sequences, read once: X may be a generator."""
         if is_used_up_by_reading(X):
             X = _strings(X)
@@ -105,7 +104,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         vectors = [vector.reshape(-1) for vector in self.model_._embed(sequences, self.config_)]
         return np.stack(vectors) if vectors else np.zeros((0, self.n_features_out_), np.float32)
 
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+    def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
         """Name the columns e0, e1, ...; of windows w0_e0, w0_e1, ..."""
         check_is_fitted(self)
         names = [f"e{i}" for i in range(self.model_.width)]
@@ -113,7 +112,7 @@ class Embedder(TransformerMixin, BaseEstimator):
             names = [f"w{window}_{name}" for window in range(self.n_windows_) for name in names]
         return np.array(names, dtype=object)
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> object:
         """Say that X holds strings in one dimension."""
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True

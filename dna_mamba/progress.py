@@ -111,7 +111,7 @@ class Packing(Line):
 class Reading(Line):
     """Bases that a model reads; called with bases read just now and bases to read in all."""
 
-    def __init__(self, console: Any, what: str = "reading"):
+    def __init__(self, console: object, what: str = "reading"):
         super().__init__(console, what)
         self.done = 0
         self.since = time.monotonic()

@@ -8,14 +8,13 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
-def run_parallel(function: Callable[..., Any], arguments: tuple, num_items: int) -> None:
+def run_parallel(function: Callable[..., object], arguments: tuple, num_items: int) -> None:
     """Call function(*arguments, first, end) on parts of range(num_items), and return when all are done.
 
     Few calls with many items each: passing twenty arrays to a compiled function costs as much as a small item. Which items

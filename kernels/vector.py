@@ -39,7 +39,7 @@ float32x16 = Float32x16()
 
 @register_model(Float32x16)
 class _Model(models.PrimitiveModel):
-    def __init__(self, manager: Any, fe_type: Any):
+    def __init__(self, manager: object, fe_type: object):
         super().__init__(manager, fe_type, _vector)
 
 
@@ -99,7 +99,7 @@ def sum_lanes(typing_context, value):
     return types.float32(float32x16), generate
 
 
-def _binary(operation: str) -> Callable[..., Any]:
+def _binary(operation: str) -> Callable[..., object]:
     @intrinsic
     def function(typing_context, left, right):
         def generate(context, builder, signature, arguments):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -55,7 +54,7 @@ class AuditResult:
         """Shared bases of all kinds; 0 is what there should be."""
         return sum(self.shared_by_parts.values()) + sum(self.shared_by_windows.values())
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Give plain values."""
         return {**asdict(self), "num_shared": self.num_shared}
 
@@ -134,7 +133,7 @@ class AgainstResult:
     tiles: tuple[tuple[str, int], ...]
     """Contig and first base (0-based) of those that are the same locus in the other one."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Give plain values."""
         return asdict(self)
 

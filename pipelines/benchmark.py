@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +112,7 @@ def make_result(title: str, device: str, rows: Sequence[BenchRow]) -> BenchResul
     return BenchResult(title=title, hardware=hardware, versions=run_directory.versions(), rows=tuple(rows))
 
 
-def _seconds(function: Callable[[], Any], repeats: int) -> float:
+def _seconds(function: Callable[[], object], repeats: int) -> float:
     """Time a call: the median of some runs after one to warm up."""
     times = []
     for _ in range(repeats + 1):
@@ -177,7 +176,7 @@ def scan_inputs(batch: int, length: int, channels: int, states: int) -> dict[str
     }
 
 
-def _scan_calls(inputs: dict[str, Tensor], implementation: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _scan_calls(inputs: dict[str, Tensor], implementation: str) -> tuple[Callable[[], object], Callable[[], object]]:
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
     gradient = torch.randn(inputs["u"].shape, generator=torch.Generator().manual_seed(1))
 
@@ -187,7 +186,7 @@ def _scan_calls(inputs: dict[str, Tensor], implementation: str) -> tuple[Callabl
         assert isinstance(y, Tensor)
         return y
 
-    def both() -> Any:
+    def both() -> object:
         y = selective_scan(**leaves, delta_softplus=True, implementation=implementation)
         assert isinstance(y, Tensor)
         return y, torch.autograd.grad(y, list(leaves.values()), gradient)

@@ -71,11 +71,11 @@ def _shapes(bench: Bench) -> tuple[tuple[int, int, int], ...]:
 def _pair(function: Callable[..., Any], leaves: dict[str, Tensor], gradient: Any) -> tuple[Callable, Callable]:
     """Give calls for the forward without gradients, and for the forward and the gradients of all leaves."""
 
-    def forward() -> Any:
+    def forward() -> object:
         with torch.no_grad():
             return function(**leaves)
 
-    def both() -> Any:
+    def both() -> object:
         y = function(**leaves)
         return y, torch.autograd.grad(y, list(leaves.values()), gradient)
 

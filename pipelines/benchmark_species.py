@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dna_mamba.data.selection import load_genome
 from dna_mamba.errors import InputError
@@ -32,7 +31,7 @@ class SpeciesBenchResult:
     off: LengthResult
     seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Give plain values."""
         return {
             "simulated": True,
@@ -99,6 +98,20 @@ def _config(config: SpeciesBenchConfig, manifest: Path) -> FinetuneSpeciesConfig
     return replace(base, seq_lens=(config.seq_len,), evaluation=evaluation, seed=config.seed)
 
 
+def _make_room(out: Path, overwrite: bool) -> None:
+    """Make the directory, or empty it of an earlier benchmark."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        others = {entry.name for entry in out.iterdir()} - WRITTEN if out.is_dir() else {out.name}
+        if not overwrite or others or not (out / MARK).exists():
+            raise InputError(
+                f"--out {out} exists{' and holds other files' if others else ''}; pass --overwrite to replace an earlier "
+                f"benchmark that stands alone, or choose another"
+            )
+        for entry in out.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+
+
 def run(
     config: SpeciesBenchConfig,
     out: Path,
@@ -125,16 +138,7 @@ def run(
             f"--seq-len {config.seq_len} must lie between 16 and {simulated['on'].contig_bases:,}, the length of the contigs"
         )
     load_genome(config.genome, None, warn)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        others = {entry.name for entry in out.iterdir()} - WRITTEN if out.is_dir() else {out.name}
-        if not overwrite or others or not (out / MARK).exists():
-            raise InputError(
-                f"--out {out} exists{' and holds other files' if others else ''}; pass --overwrite to replace an earlier "
-                f"benchmark that stands alone, or choose another"
-            )
-        for entry in out.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    out.mkdir(parents=True, exist_ok=True)
+    _make_room(out, overwrite)
     write_json(out / MARK, {"config": asdict(config), "complete": False})
     found = {}
     for name in ("on", "off"):

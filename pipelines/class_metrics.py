@@ -75,10 +75,10 @@ class ClassReport:
     log_loss: float
     """Mean negative log-likelihood of the true class, nats."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Give plain values."""
 
-        def share(one: Share) -> dict[str, Any]:
+        def share(one: Share) -> dict[str, object]:
             value = one.value if one.number else None
             return {"correct": one.correct, "number": one.number, "value": value, "low": one.low, "high": one.high,
                     "effective": one.effective}  # fmt: skip

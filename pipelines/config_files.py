@@ -44,7 +44,7 @@ def _check_events(text: str) -> None:
             depth -= 1
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, where: str) -> object:
     try:
         _check_events(text)
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
@@ -52,7 +52,7 @@ def _parse(text: str, where: str) -> Any:
         raise InputError(f"{where} is no valid YAML: {' '.join(str(error).split())[:200]}") from error
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> dict[str, object]:
     """Read a configuration file.
 
     Raises:
@@ -77,7 +77,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def dump_yaml(config: Any) -> str:
+def dump_yaml(config: object) -> str:
     """Write a configuration so that `load_yaml` and `read_config` give it back."""
     return yaml.safe_dump(_plain(_without_derived(config)), sort_keys=False)
 
@@ -123,7 +123,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
+def parse_assignments(texts: Sequence[str]) -> dict[str, object]:
     """Turn 'section.key=value' into nested mappings; values are read as YAML."""
     result: dict[str, Any] = {}
     for text in texts:
@@ -140,7 +140,7 @@ def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def override(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def override(base: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
     """Put nested values over others; what is not named stays."""
     result = dict(base)
     for key, value in changes.items():

@@ -90,6 +90,19 @@ def of_tokens(tokens: Sequence[np.ndarray], names: Sequence[str], identity: str 
     return Sequences(places, read, identity, lambda: sum(not bool((one < N).any()) for one in tokens))
 
 
+def _column_of_sequences(header: Sequence[str], path: Path) -> int:
+    if any("\0" in column for column in header):
+        raise InputError(f"{path} is not text; expected a table with a column named sequence")
+    where = [number for number, name in enumerate(header) if name in SEQUENCE_COLUMNS]
+    if not where:
+        raise InputError(f"{path} has the columns {', '.join(header)[:200] or 'none'}; expected one named sequence")
+    if len(where) > 1:
+        raise InputError(
+            f"{path} has {len(where)} columns named {' or '.join(SEQUENCE_COLUMNS)}; leave the name to the one to read"
+        )
+    return where[0]
+
+
 def read_csv(path: Path, warn: Callable[[str], None] | None = None, *, rna: bool = False) -> Sequences:
     """Read a table with a header: a column `sequence` (or seq), and perhaps `name` (or id); .csv or .tsv, plain or gzipped.
 
@@ -107,24 +120,14 @@ def read_csv(path: Path, warn: Callable[[str], None] | None = None, *, rna: bool
         with open_text(path, newline="", errors="surrogateescape") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
             header = [column.strip().lower() for column in next(rows, [])]
-            if any("\0" in column for column in header):
-                raise InputError(f"{path} is not text; expected a table with a column named sequence")
-            where = [number for number, name in enumerate(header) if name in SEQUENCE_COLUMNS]
-            if not where:
-                raise InputError(
-                    f"{path} has the columns {', '.join(header)[:200] or 'none'}; expected one named sequence"
-                )
-            if len(where) > 1:
-                raise InputError(
-                    f"{path} has {len(where)} columns named {' or '.join(SEQUENCE_COLUMNS)}; leave the name to the one to read"
-                )
+            where = _column_of_sequences(header, path)
             named = [header.index(name) for name in NAME_COLUMNS if name in header]
             for number, row in enumerate(rows, 2):
                 if not row:
                     continue
                 if len(row) != len(header):
                     raise InputError(f"{path}, row {number}: {len(row)} columns, the header has {len(header)}")
-                letters = printable_text(row[where[0]].strip())
+                letters = printable_text(row[where].strip())
                 try:
                     one = tokens_of(letters, rna).copy()
                     num_uracil += 0 if rna else count_uracil(letters)

@@ -65,7 +65,7 @@ class EvaluateResult:
     out: Path | None
 
 
-def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
+def find_model(path: Path) -> tuple[Path, dict[str, object] | None]:
     """Find the model directory and the record of its run, if there is one, from either path."""
     if str(path) in SHIPPED and not path.exists():
         path = shipped(str(path))
@@ -78,8 +78,11 @@ def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
         model, record = path, path.parent / "run.json"
     if not (model / "config.json").exists():
         raise InputError(f"{path} is neither a run with a model nor a model directory: no config.json found")
-    if not record.exists():
-        return model, None
+    return model, _read_record(record) if record.exists() else None
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    """Read the record of a run; anyone may have written it."""
     try:
         check_regular(record, "the record of a run")
         values = json.loads(record.read_text(encoding="utf-8"))
@@ -94,7 +97,7 @@ def find_model(path: Path) -> tuple[Path, dict[str, Any] | None]:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{record} is no record of a run ({error}); move it away and name --genome") from error
-    return model, values
+    return values
 
 
 def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: Any, warn: Any) -> GenomeStore:

@@ -275,12 +275,6 @@ class LabelledAudit:
 
 def audit(genomes: LabelledGenomes, split_by: str) -> LabelledAudit:
     """Count the bases of each part, the loci that are in two, and the 31-mers that parts share."""
-    loci: dict[str, set[str]] = {}
-    for part in PARTS:
-        for contig in getattr(genomes.split, part):
-            names = contig.human_chromosomes if split_by == "homologue" else {contig.contig}
-            for name in names:
-                loci.setdefault(name, set()).add(part)
     total = sum(c.length for part in PARTS for c in getattr(genomes.split, part))
     kmers = {}
     for part in PARTS:
@@ -300,7 +294,7 @@ def audit(genomes: LabelledGenomes, split_by: str) -> LabelledAudit:
             for part in PARTS
         },
         left_out={label: sum(c.length for c in genomes.split.left_out if c.label == label) for label in genomes.labels},
-        loci_in_two_parts=tuple(sorted(name for name, parts in loci.items() if len(parts) > 1)),
+        loci_in_two_parts=_in_two_parts(genomes.split, split_by),
         shared_kmers={
             part: {
                 label: float(contained(kmers[part, label], training).mean()) if kmers[part, label].size else 0.0
@@ -310,3 +304,13 @@ def audit(genomes: LabelledGenomes, split_by: str) -> LabelledAudit:
         },
         sampled=Kmers.for_bases(total).one_of,
     )
+
+
+def _in_two_parts(split: LabelledSplit, split_by: str) -> tuple[str, ...]:
+    """Name human chromosomes, or contigs, that stand in more than one part."""
+    loci: dict[str, set[str]] = {}
+    for part in PARTS:
+        for contig in getattr(split, part):
+            for name in contig.human_chromosomes if split_by == "homologue" else {contig.contig}:
+                loci.setdefault(name, set()).add(part)
+    return tuple(sorted(name for name, parts in loci.items() if len(parts) > 1))

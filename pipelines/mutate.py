@@ -155,7 +155,7 @@ MOST_LETTERS = 600
 """Bases of a region whose letters are written; of a longer one dots mark the genome."""
 
 
-def draw(scores_T4: np.ndarray, letters: str, region: Interval) -> Any:
+def draw(scores_T4: np.ndarray, letters: str, region: Interval) -> object:
     """Draw a heat-map, in rows of 60 bases: blue is less likely to the model than the genome's base, red more.
 
     Returns:

@@ -107,34 +107,13 @@ def draw_losses(
 
 def draw_report(metrics: Path, speed: Path, picture: Path, title: str) -> Path:
     """Draw a run over its steps: loss by stage, learning rate, gradient norm, bases a second and memory."""
-    from matplotlib import colormaps
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     rows = [row for row in read_metrics(metrics) if row["skipped"] == "0" and row["train_bits_per_base"]]
     fast = read_metrics(speed) if speed.exists() else []
     figure = figure_of(11, 6.5)
     (loss, rate, norm), (bases, memory, words) = figure.subplots(2, 3)
-    lengths = sorted({int(row["window_bases"]) for row in rows})
-    losses = []
-    for number, length in enumerate(lengths):
-        some = _thin([row for row in rows if int(row["window_bases"]) == length])
-        # one colour a length, from dark to light, however many there are
-        shade = colormaps["viridis"](0.9 * number / max(1, len(lengths) - 1))
-        values = [float(row["train_bits_per_base"]) for row in some]
-        losses += values
-        steps = [int(row["step"]) for row in some]
-        loss.plot(steps, values, color=shade, linewidth=0.8, marker="." if len(some) < 3 else None, label=f"{length:,}")
-    valid = [(int(row["step"]), float(row["valid_bits_per_base"])) for row in rows if row["valid_bits_per_base"]]
-    if valid:
-        loss.plot(*zip(*valid, strict=True), "o-", color="black", markersize=3, label="validation")
-    if losses:
-        # the first fall is one number at the top; the panel is for what follows it
-        ordered = sorted(losses)
-        low = min([ordered[0], *(bits for _, bits in valid)])
-        high = max([ordered[int(0.98 * (len(ordered) - 1))], *(bits for _, bits in valid)])
-        loss.set_ylim(low - 0.03 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
-    loss.set_title("bits per base, by window length")
-    loss.legend(frameon=False, fontsize=6, ncols=2 if len(lengths) > 6 else 1, loc="upper right")
+    _draw_losses(loss, rows)
     steps = [int(row["step"]) for row in _thin(rows)]
     for axes, column, name in ((rate, "learning_rate", "learning rate"), (norm, "gradient_norm", "gradient norm")):
         axes.plot(steps, [float(row[column]) for row in _thin(rows)], color="#0072b2", linewidth=0.8)
@@ -156,6 +135,33 @@ def draw_report(metrics: Path, speed: Path, picture: Path, title: str) -> Path:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.spines[["top", "right"]].set_visible(False)
     return save(figure, picture)
+
+
+def _draw_losses(loss: Any, rows: Sequence[Mapping[str, str]]) -> None:
+    """Draw bits per base over the steps into axes, a line a window length, with the validations."""
+    from matplotlib import colormaps
+
+    lengths = sorted({int(row["window_bases"]) for row in rows})
+    losses = []
+    for number, length in enumerate(lengths):
+        some = _thin([row for row in rows if int(row["window_bases"]) == length])
+        # one colour a length, from dark to light, however many there are
+        shade = colormaps["viridis"](0.9 * number / max(1, len(lengths) - 1))
+        values = [float(row["train_bits_per_base"]) for row in some]
+        losses += values
+        steps = [int(row["step"]) for row in some]
+        loss.plot(steps, values, color=shade, linewidth=0.8, marker="." if len(some) < 3 else None, label=f"{length:,}")
+    valid = [(int(row["step"]), float(row["valid_bits_per_base"])) for row in rows if row["valid_bits_per_base"]]
+    if valid:
+        loss.plot(*zip(*valid, strict=True), "o-", color="black", markersize=3, label="validation")
+    if losses:
+        # the first fall is one number at the top; the panel is for what follows it
+        ordered = sorted(losses)
+        low = min([ordered[0], *(bits for _, bits in valid)])
+        high = max([ordered[int(0.98 * (len(ordered) - 1))], *(bits for _, bits in valid)])
+        loss.set_ylim(low - 0.03 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
+    loss.set_title("bits per base, by window length")
+    loss.legend(frameon=False, fontsize=6, ncols=2 if len(lengths) > 6 else 1, loc="upper right")
 
 
 def draw_context(rows: "Sequence[ContextRow]", picture: Path) -> Path:

@@ -98,7 +98,7 @@ def _identity(config: PretrainConfig, genome: GenomeStore, split: Split) -> dict
         if key != "piece_bases":
             del before[section][key]
 
-    def sha256(content: Any) -> str:
+    def sha256(content: object) -> str:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     return {

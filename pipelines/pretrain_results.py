@@ -56,7 +56,7 @@ class PretrainResult:
     model: RegionScores
     rows: tuple[Row, ...]
     """Model, Markov models and uniform on the same held-out bases, best first."""
-    markov: tuple[dict[str, Any], ...]
+    markov: tuple[dict[str, object], ...]
     """Every order: plain and interpolated bits per base."""
     loss_picture: Path
     best_plain_order: int | None
@@ -160,7 +160,7 @@ def _write_results(
     part: str,
     scores: RegionScores,
     rows: Sequence[Row],
-    markov: Sequence[dict[str, Any]],
+    markov: Sequence[dict[str, object]],
     best: Sequence[int | None],
     identity: dict[str, str],
 ) -> None:

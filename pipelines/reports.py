@@ -1,7 +1,7 @@
 """Results as text, tables and plain values."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -70,7 +70,7 @@ def plan_as_text(plan: "Plan") -> str:
     )
 
 
-def plan_as_dict(plan: "Plan") -> dict[str, Any]:
+def plan_as_dict(plan: "Plan") -> dict[str, object]:
     """Give the plan as plain values; memory in bytes."""
 
     def known(value: float) -> float | None:
@@ -155,7 +155,7 @@ def pretrain_as_text(result: "PretrainResult") -> str:
     return "\n".join(lines)
 
 
-def pretrain_as_dict(result: "PretrainResult") -> dict[str, Any]:
+def pretrain_as_dict(result: "PretrainResult") -> dict[str, object]:
     """Give the result as plain values."""
     return {
         "out": str(result.out),
@@ -168,10 +168,10 @@ def pretrain_as_dict(result: "PretrainResult") -> dict[str, Any]:
     }
 
 
-def evaluation_as_dict(result: "EvaluateResult") -> dict[str, Any]:
+def evaluation_as_dict(result: "EvaluateResult") -> dict[str, object]:
     """Give the result as plain values; intervals are 0-based, end excluded."""
 
-    def score(value: "Score") -> dict[str, Any]:
+    def score(value: "Score") -> dict[str, object]:
         return {"bases": value.num_bases, "bits_per_base": value.bits_per_base, "perplexity": value.perplexity}
 
     return {
@@ -225,7 +225,7 @@ def evaluation_as_tables(result: "EvaluateResult") -> list[Table]:
     return [strata, context]
 
 
-def bench_as_dict(result: "BenchResult") -> dict[str, Any]:
+def bench_as_dict(result: "BenchResult") -> dict[str, object]:
     """Give the measurements as plain values."""
     return {"title": result.title, "hardware": result.hardware, "versions": result.versions,
             "rows": [{"what": row.what, **{c: row.cells.get(c) for c in result.columns}} for row in result.rows]}  # fmt: skip
@@ -243,7 +243,7 @@ def bench_as_table(result: "BenchResult") -> Table:
     return table
 
 
-def finetune_as_dict(result: "FinetuneResult") -> dict[str, Any]:
+def finetune_as_dict(result: "FinetuneResult") -> dict[str, object]:
     """Give plain values."""
     return {"out": str(result.out), "labels": list(result.labels), "lengths": [asdict(one) for one in result.lengths]}
 

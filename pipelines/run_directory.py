@@ -6,7 +6,6 @@ import shutil
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -46,6 +45,24 @@ def prepare(path: Path, *, resume: bool, overwrite: bool) -> FileLock:
     Raises:
         InputError: It exists and neither resume nor overwrite was asked for, it is in use, or it cannot be made.
     """
+    filled = _check_out(path, resume=resume, overwrite=overwrite)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / "run.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another process is working in {path}; wait for it or choose another --out") from None
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+    if filled and overwrite and not resume:
+        for entry in path.iterdir():
+            if entry.name != "run.lock":
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    return lock
+
+
+def _check_out(path: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Refuse a directory that cannot be used so; say whether it holds anything."""
     try:
         if path.exists() and not path.is_dir():
             raise InputError(f"--out {path} is a file; choose a directory")
@@ -67,19 +84,7 @@ def prepare(path: Path, *, resume: bool, overwrite: bool) -> FileLock:
         )
     if resume and not (path / "config.yaml").exists():
         raise InputError(f"--resume: {path} holds no run to go on with (no config.yaml in it)")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / "run.lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"another process is working in {path}; wait for it or choose another --out") from None
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
-    if filled and overwrite and not resume:
-        for entry in path.iterdir():
-            if entry.name != "run.lock":
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    return lock
+    return filled
 
 
 def versions() -> dict[str, str]:
@@ -93,9 +98,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware(device: str) -> dict[str, Any]:
+def hardware(device: str) -> dict[str, object]:
     """Say what machine this is."""
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "device": device,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_threads": torch.get_num_threads(),
@@ -106,7 +111,7 @@ def hardware(device: str) -> dict[str, Any]:
     return found
 
 
-def describe_genome(genome: GenomeStore) -> dict[str, Any]:
+def describe_genome(genome: GenomeStore) -> dict[str, object]:
     """Say which genome this is, so that another can tell whether theirs is the same."""
     return {
         "store": str(genome.path),
@@ -117,6 +122,6 @@ def describe_genome(genome: GenomeStore) -> dict[str, Any]:
     }
 
 
-def describe_split(split: Split) -> dict[str, list[list[Any]]]:
+def describe_split(split: Split) -> dict[str, list[list[object]]]:
     """List the intervals of each part as [contig, start, end], 0-based, end excluded."""
     return {name: [[i.contig, i.start, i.end] for i in split.part(name)] for name in ("train", "valid", "test")}

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -511,13 +510,13 @@ def _texts(config: ScoreConfig, reader: VcfReader, found: _Found) -> Iterator[by
                 yield ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
-def _values(config: ScoreConfig, one: AltScore) -> tuple[Any, ...]:
+def _values(config: ScoreConfig, one: AltScore) -> tuple[object, ...]:
     distance = (one.distance,) if config.distance else ()
     return (one.ratio, one.length_difference, *distance, one.status)
 
 
 def _fields(config: ScoreConfig, some: Sequence[AltScore]) -> list[tuple[str, str]]:
-    def text(value: Any) -> str:
+    def text(value: object) -> str:
         return "." if value is None else f"{value:.9g}" if isinstance(value, float) else str(value)
 
     columns = zip(*(_values(config, one) for one in some), strict=True)

@@ -56,9 +56,9 @@ class Asked:
             ("--set", parse_assignments(self.assignments)),
         ]
 
-    def together(self) -> dict[str, Any]:
+    def together(self) -> dict[str, object]:
         """Give all of it as one."""
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         for _, changes in self.layers():
             found = override(found, changes)
         return found

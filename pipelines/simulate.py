@@ -103,7 +103,7 @@ class SimulateConfig:
         return self.insertions_per_mb if branch.species else self.inner_insertions_per_mb
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     # 180 a megabase put one into half of all windows of 4,096 bases: who sees them is right in 63 %
     "benchmark": {"insertions_per_mb": 180.0, "inner_insertions_per_mb": 0.0, "diagnostic_share": 0.05},
     # human-specific insertions of Alu, L1 and SVA, 7,568 in 3,100 Mb (Mills et al. 2006); 5 of 282 positions as in AluYa5
@@ -339,7 +339,7 @@ def _write(
     import yaml
 
     class NoAliases(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
+        def ignore_aliases(self, data: object) -> bool:
             return True
 
     words = "# SIMULATED: real human sequence that evolved in a computer along the tree of the great apes; docs/species.md\n"

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from dna_mamba.data.unpack import printable_text
 from dna_mamba.files import write_rows_as_text
@@ -12,7 +11,7 @@ FORMATS = (".tsv", ".parquet")
 ROWS_AT_ONCE = 1 << 16
 
 
-def write_rows(path: Path, kinds: Mapping[str, type], rows: Iterable[Sequence[Any]]) -> None:
+def write_rows(path: Path, kinds: Mapping[str, type], rows: Iterable[Sequence[object]]) -> None:
     """Write rows in memory for a piece of them.
 
     Args:
@@ -29,7 +28,7 @@ def write_rows(path: Path, kinds: Mapping[str, type], rows: Iterable[Sequence[An
     write_rows_as_text(path, kinds, cells)
 
 
-def _write_parquet(path: Path, kinds: Mapping[str, type], rows: Iterable[Sequence[Any]]) -> None:
+def _write_parquet(path: Path, kinds: Mapping[str, type], rows: Iterable[Sequence[object]]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -59,7 +59,7 @@ class UnfinishedVectors:
         InputError: Another process writes the same output, or the disk has no room.
     """
 
-    def __init__(self, out: Path, plan: dict[str, Any], num_rows: int, width: int, warn: Callable[[str], None]):
+    def __init__(self, out: Path, plan: dict[str, object], num_rows: int, width: int, warn: Callable[[str], None]):
         self.out, self.num_rows, self.width = out, num_rows, width
         self.folder = out.with_name(f".{out.name}.unfinished")
         self.row_bytes = 4 * width

@@ -39,14 +39,14 @@ def say(words: str) -> None:
     stderr.print(printable(words), highlight=False)
 
 
-def print_json(values: Any) -> None:
+def print_json(values: object) -> None:
     """Print results for other programs."""
     from dna_mamba.files import json_text
 
     print(json_text(values, indent=1, default=str))
 
 
-def refuse_idle(command: Callable[..., Any], where: str, **options: Any) -> None:
+def refuse_idle(command: Callable[..., object], where: str, **options: object) -> None:
     """Refuse options that cannot act there, unless they have their default."""
     for name, value in options.items():
         if value != inspect.signature(command).parameters[name].default:

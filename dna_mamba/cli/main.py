@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from cyclopts import CycloptsError
 
@@ -31,7 +30,7 @@ MEMORY_ADVICE = (
 )
 
 
-def _on_signal(number: int, frame: Any) -> None:
+def _on_signal(number: int, frame: object) -> None:
     raise TerminatedError(number)
 
 

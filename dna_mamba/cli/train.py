@@ -1,13 +1,16 @@
 """Training: pretrain, plan it, and fine-tune."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from dna_mamba.cli import console, options
 from dna_mamba.cli.apps import app, finetune_app
 from dna_mamba.errors import InputError
+
+if TYPE_CHECKING:
+    from dna_mamba.pipelines.machines import Machine
 
 
 @app.command
@@ -138,8 +141,6 @@ def plan(
     gpus
         Share the windows of a step among so many; this version trains on one, so this is for the hours alone.
     """
-    from dataclasses import replace
-
     from dna_mamba.pipelines import machines, settings
 
     if gpus < 1 or (gpu_memory is not None and not gpu_memory > 0):
@@ -158,19 +159,28 @@ def plan(
     from dna_mamba.pipelines import pretrain_plan as pipeline
     from dna_mamba.pipelines import reports
 
-    if planned and machine is None:
+    if planned:
+        machine = _machine_to_plan_for(machine, gpu_memory, gpus)
+    update, progress = console.packing()
+    with progress:
+        result = pipeline.plan(resolved, update, console.warn, machine)
+    console.print_json(reports.plan_as_dict(result)) if json else print(reports.plan_as_text(result))
+
+
+def _machine_to_plan_for(machine: "Machine | None", gpu_memory: float | None, gpus: int) -> "Machine":
+    """Give the GPU that was named, or the one that is here, with the memory and the number that were asked for."""
+    from dataclasses import replace
+
+    from dna_mamba.pipelines import machines
+
+    if machine is None:
         import torch
 
         if not torch.cuda.is_available():
             raise InputError("--gpus and --gpu-memory need a GPU to plan for: add --gpu H100 or --gpu H200")
         machine = machines.this_gpu()
-    if machine is not None:
-        memory = machine.memory_bytes if gpu_memory is None else gpu_memory * 2**30
-        machine = replace(machine, memory_bytes=memory, num_gpus=gpus)
-    update, progress = console.packing()
-    with progress:
-        result = pipeline.plan(resolved, update, console.warn, machine)
-    console.print_json(reports.plan_as_dict(result)) if json else print(reports.plan_as_text(result))
+    memory = machine.memory_bytes if gpu_memory is None else gpu_memory * 2**30
+    return replace(machine, memory_bytes=memory, num_gpus=gpus)
 
 
 @finetune_app.command
@@ -290,7 +300,7 @@ def _check_run(out: Path | None, preset: str | None, *, resume: bool, overwrite:
         raise InputError("--out needs the name of a directory for the run, such as runs/first")
 
 
-def _print_config(config: Any) -> None:
+def _print_config(config: object) -> None:
     from dna_mamba.pipelines.config_files import dump_yaml
 
     print(dump_yaml(config), end="")

@@ -93,7 +93,7 @@ def _as_dict(row: "Contig | Source") -> dict[str, Any]:
     return {name: getattr(row, name) for name in row.__dataclass_fields__}
 
 
-def _checksum(content: dict[str, Any]) -> str:
+def _checksum(content: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -201,7 +201,7 @@ class GenomeStore:
             raise InputError(f"cannot read {file}: {error.strerror}; build the store again") from error
         return GenomeStore(path, manifest, np.frombuffer(mapped, np.uint8))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return GenomeStore.open, (str(self.path),)
 
     @cached_property

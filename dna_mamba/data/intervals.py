@@ -74,13 +74,7 @@ def parse_region(text: str, lengths: Mapping[str, int]) -> Interval:
         if match["to"] is None and last is not None:
             contig, first, last = text, 1, None  # no form of these
     if contig not in lengths:
-        some = ", ".join(list(lengths)[:5]) + (", ..." if len(lengths) > 5 else "")
-        other = contig.removeprefix("chr") if contig.startswith("chr") else f"chr{contig}"
-        words = f"; did you mean {other!r}?" if other in lengths else nearest(contig, lengths)
-        raise InputError(
-            f"region {text!r}: contig {contig!r} is not in the genome (it has {some}){words}; a region is CONTIG:START-END "
-            f"(1-based, both ends included), CONTIG:START- or CONTIG"
-        )
+        raise InputError(_no_contig(text, contig, lengths))
     length = lengths[contig]
     if first < 1 or (last is not None and first > last):
         raise InputError(f"region {text!r}: START must be at least 1 and at most END")
@@ -89,6 +83,16 @@ def parse_region(text: str, lengths: Mapping[str, int]) -> Interval:
     if last > length or first > length:
         raise InputError(f"region {text!r} ends past {contig}, which has {length:,} bases")
     return Interval(contig, first - 1, last)
+
+
+def _no_contig(text: str, contig: str, lengths: Mapping[str, int]) -> str:
+    some = ", ".join(list(lengths)[:5]) + (", ..." if len(lengths) > 5 else "")
+    other = contig.removeprefix("chr") if contig.startswith("chr") else f"chr{contig}"
+    words = f"; did you mean {other!r}?" if other in lengths else nearest(contig, lengths)
+    return (
+        f"region {text!r}: contig {contig!r} is not in the genome (it has {some}){words}; a region is CONTIG:START-END "
+        f"(1-based, both ends included), CONTIG:START- or CONTIG"
+    )
 
 
 def read_bed(path: Path, warn: Callable[[str], None] | None = None) -> list[tuple[int, Interval, list[str]]]:

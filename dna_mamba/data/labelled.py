@@ -100,21 +100,7 @@ def _split(
     advice: str,
 ) -> LabelledSplit:
     parts = {"valid": set(valid), "test": set(test), "train": set(train or ())}
-    for one, other in itertools.combinations(parts, 2):
-        if both := sorted(parts[one] & parts[other]):
-            words = {"valid": "validation", "test": "test", "train": "training"}
-            raise InputError(f"{what} {both[0]} is given for {words[one]} and for {words[other]}; put it into one")
-    known = frozenset[str]().union(*(names_of(contig) for contig in contigs))
-    for name in sorted(parts["valid"] | parts["test"] | parts["train"]):
-        if name not in known:
-            some = sorted(known)
-            listed = ", ".join(some[:30]) + (", ..." if len(some) > 30 else "")
-            if not known:
-                raise InputError(
-                    f"no contig has a verified {what}, so {name!r} cannot be held out; list contigs with their homologue and "
-                    "verified: true, give a report_url, or split by contig"
-                )
-            raise InputError(f"no contig descends from {what} {name!r}; known are {listed}")
+    _check_parts(parts, frozenset[str]().union(*(names_of(contig) for contig in contigs)), what)
     rest = "train" if train is None else "left_out"
     found: dict[str, list[LabelledContig]] = {"train": [], "valid": [], "test": [], "left_out": []}
     for contig in contigs:
@@ -127,6 +113,24 @@ def _split(
             if not any(contig.label == label for contig in found[part]):
                 raise InputError(f"class {label} has no contig for {part}: {advice}")
     return LabelledSplit(**{part: tuple(some) for part, some in found.items()})
+
+
+def _check_parts(parts: Mapping[str, set[str]], known: frozenset[str], what: str) -> None:
+    """Refuse names that stand in two parts, or that no contig has."""
+    for one, other in itertools.combinations(parts, 2):
+        if both := sorted(parts[one] & parts[other]):
+            words = {"valid": "validation", "test": "test", "train": "training"}
+            raise InputError(f"{what} {both[0]} is given for {words[one]} and for {words[other]}; put it into one")
+    for name in sorted(parts["valid"] | parts["test"] | parts["train"]):
+        if name not in known:
+            some = sorted(known)
+            listed = ", ".join(some[:30]) + (", ..." if len(some) > 30 else "")
+            if not known:
+                raise InputError(
+                    f"no contig has a verified {what}, so {name!r} cannot be held out; list contigs with their homologue and "
+                    "verified: true, give a report_url, or split by contig"
+                )
+            raise InputError(f"no contig descends from {what} {name!r}; known are {listed}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

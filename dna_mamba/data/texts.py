@@ -5,7 +5,7 @@ from typing import Any
 
 from dna_mamba.errors import InputError
 
-Sequences = str | Iterable[Any]
+Sequences = str | Iterable[object]
 
 
 def text_of(sequence: Any, name: str = "a sequence") -> str | None:
@@ -54,6 +54,27 @@ def texts_of(sequences: Any, what: str = "sequences") -> tuple[list[str], bool]:
     one = text_of(sequences, what)
     if one is not None:
         return [one], True
+    rows = _rows_of(sequences, what)
+    texts = []
+    for number, row in enumerate(rows):
+        text = text_of(row, f"{what}[{number}]")
+        if text is None:
+            raise InputError(
+                f"{what}[{number}] is {type(row).__name__}, expected a sequence as a string; take missing ones out"
+            )
+        texts.append(text)
+    if not texts and is_used_up_by_reading(sequences):
+        raise InputError(SPENT.format(X=what))
+    if len(texts) > 1 and all(len(text) == 1 for text in texts):
+        raise InputError(
+            f"{what} are {len(texts):,} single letters: is it one sequence that was cut into its letters? Join them with "
+            f"''.join(...); to take each for itself, give them one at a time"
+        )
+    return texts, False
+
+
+def _rows_of(sequences: Any, what: str) -> list[Any]:
+    """Give what stands in a list, an array, a column, or a table of one column."""
     if isinstance(sequences, Mapping | ItemsView):
         raise InputError(
             f"{what} are a {type(sequences).__name__}: give its values, as in list(x.values()), and keep its keys"
@@ -76,28 +97,12 @@ def texts_of(sequences: Any, what: str = "sequences") -> tuple[list[str], bool]:
         raise InputError(f"{what} are {type(sequences).__name__}, expected letters of DNA, or a list of them")
     if shape is not None and len(shape) == 2 and shape[1] == 1:
         sequences = [row[0] for row in sequences]
-    rows = [row[0] if isinstance(row, list | tuple) and len(row) == 1 else row for row in sequences]
-    texts = []
-    for number, row in enumerate(rows):
-        text = text_of(row, f"{what}[{number}]")
-        if text is None:
-            raise InputError(
-                f"{what}[{number}] is {type(row).__name__}, expected a sequence as a string; take missing ones out"
-            )
-        texts.append(text)
-    if not texts and is_used_up_by_reading(sequences):
-        raise InputError(SPENT.format(X=what))
-    if len(texts) > 1 and all(len(text) == 1 for text in texts):
-        raise InputError(
-            f"{what} are {len(texts):,} single letters: is it one sequence that was cut into its letters? Join them with "
-            f"''.join(...); to take each for itself, give them one at a time"
-        )
-    return texts, False
+    return [row[0] if isinstance(row, list | tuple) and len(row) == 1 else row for row in sequences]
 
 
 SPENT = "{X} gave nothing: was it read before? A generator or map gives its items once; give a list"
 
 
-def is_used_up_by_reading(sequences: Any) -> bool:
+def is_used_up_by_reading(sequences: object) -> bool:
     """Say whether an object gives its items only once, as generators, map and open files do."""
     return isinstance(sequences, Iterator)

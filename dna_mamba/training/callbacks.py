@@ -140,7 +140,7 @@ class RunRecorder(L.Callback):
         self.received = number
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Record the step that just ended."""
         stepper, counters = self.stepper, self.stepper.counters
@@ -154,21 +154,28 @@ class RunRecorder(L.Callback):
         improved = found is not None and counters.best_step == step
         stop = self.received is not None  # also a signal that came meanwhile
         if stop:
-            try:
-                read += stepper.read_steps()
-            except NotFiniteError as error:
-                error.read[:0] = read
-                raise
+            read += self._read_rest(read)
         for metrics in read:
             self._write(trainer, metrics, found.cells if found is not None and metrics.step == step else {})
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            for file in self._files:
-                file.flush()
-            self._flushed = time.monotonic()
+        self._flush_now_and_then()
         if (due or improved or stop) and all(bool(p.isfinite().all()) for p in stepper.model.parameters()):
             self.save(trainer)  # weights that are not finite never take the place of good ones
         if stop:
             trainer.should_stop = True
+
+    def _read_rest(self, read: list[StepMetrics]) -> list[StepMetrics]:
+        """Give the numbers of the steps after those that were read."""
+        try:
+            return self.stepper.read_steps()
+        except NotFiniteError as error:
+            error.read[:0] = read
+            raise
+
+    def _flush_now_and_then(self) -> None:
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            for file in self._files:
+                file.flush()
+            self._flushed = time.monotonic()
 
     def _validate(self, trainer: L.Trainer) -> Validation:
         """Score held-out sequence, and let the model stand as the best if it is."""
@@ -265,7 +272,7 @@ class RunRecorder(L.Callback):
 class ProgressBar(L.Callback):
     """A line with the share of the steps done, the time left, loss, bases per second and more, as it fits."""
 
-    def __init__(self, console: Any):
+    def __init__(self, console: object):
         self.console = console
         self.line = Line(console, "training", transient=False)
         self._smoothed: float | None = None
@@ -279,7 +286,7 @@ class ProgressBar(L.Callback):
         self._shown = pl_module.stepper.counters.step
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Move the bar; without a terminal print a line a minute."""
         assert isinstance(pl_module, TrainingModule)

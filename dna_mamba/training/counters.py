@@ -33,15 +33,7 @@ def read_counters(values: Mapping[str, Any], shape: tuple[int, int], num_steps: 
         num_steps: Of the whole run.
         where: The checkpoints' folder, for the message.
     """
-    values = dict(values)
-    if "best_valid_bits" in values:
-        bits = values.pop("best_valid_bits")
-        found_none = bits is None or bits == math.inf  # JSON has no infinity
-        values["best"] = None if found_none else [-bits if isinstance(bits, float) else bits]
-    elif set(values) <= {"step", "best", "skipped_in_a_row"}:
-        unknown: dict[str, Any] = {"bases_seen": [[0] * shape[1] for _ in range(shape[0])], "skipped": 0}
-        unknown["best_step"] = None if values.get("best") is None else values.get("step")
-        values = {"best": None, "skipped_in_a_row": 0, **unknown, **values}
+    values = _of_today(values, shape)
     names = ("step", "skipped", "skipped_in_a_row")
     right = (
         set(values) == set(Counters.__dataclass_fields__)
@@ -54,6 +46,20 @@ def read_counters(values: Mapping[str, Any], shape: tuple[int, int], num_steps: 
         raise InputError(f"{where}: counters.json holds something else than where a run of {num_steps:,} steps stands")
     best = values.pop("best")
     return Counters(**values, best=None if best is None else tuple(best))
+
+
+def _of_today(values: Mapping[str, Any], shape: tuple[int, int]) -> dict[str, Any]:
+    """Give counters of earlier versions the names of today."""
+    values = dict(values)
+    if "best_valid_bits" in values:
+        bits = values.pop("best_valid_bits")
+        found_none = bits is None or bits == math.inf  # JSON has no infinity
+        values["best"] = None if found_none else [-bits if isinstance(bits, float) else bits]
+    elif set(values) <= {"step", "best", "skipped_in_a_row"}:
+        unknown: dict[str, Any] = {"bases_seen": [[0] * shape[1] for _ in range(shape[0])], "skipped": 0}
+        unknown["best_step"] = None if values.get("best") is None else values.get("step")
+        values = {"best": None, "skipped_in_a_row": 0, **unknown, **values}
+    return values
 
 
 def _is_count(value: object, most: int) -> bool:

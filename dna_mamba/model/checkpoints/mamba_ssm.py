@@ -82,13 +82,13 @@ class Imported:
     """Of the checkpoint, float32, by the names of state-spaces/mamba."""
 
 
-def _differs(where: str, key: str, value: Any, expected: Any) -> InputError:
+def _differs(where: str, key: str, value: object, expected: object) -> InputError:
     return InputError(
         f"{where}: {key} is {value!r}; this model family has {expected!r}, so the checkpoint cannot be read"
     )
 
 
-def _check_keys(config: dict[str, Any], known: set[str], where: str, name: str = "") -> None:
+def _check_keys(config: dict[str, object], known: set[str], where: str, name: str = "") -> None:
     """Refuse keys that we do not know: one that changes the model must not be passed over."""
     for key, value in config.items():
         if key in known or value is None or (key in OFF and value == OFF[key]):
@@ -100,21 +100,21 @@ def _check_keys(config: dict[str, Any], known: set[str], where: str, name: str =
         )
 
 
-def _integer(config: dict[str, Any], key: str, where: str, default: int | None = None) -> int:
+def _integer(config: dict[str, object], key: str, where: str, default: int | None = None) -> int:
     value = config.get(key, default)
     if type(value) is not int or not 1 <= value <= 2**31:
         raise InputError(f"{where}: {key} is {value!r}, expected a whole number from 1 up")
     return value
 
 
-def _epsilon(config: dict[str, Any], key: str, where: str) -> float:
+def _epsilon(config: dict[str, object], key: str, where: str) -> float:
     eps = config.get(key, 1e-5)
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise InputError(f"{where}: {key} is {eps!r}, expected a small number")
     return eps
 
 
-def _of_mamba_ssm(config: dict[str, Any], where: str) -> tuple[BackboneConfig, int]:
+def _of_mamba_ssm(config: dict[str, object], where: str) -> tuple[BackboneConfig, int]:
     """Read the configuration of `MambaLMHeadModel`. Source: mamba_ssm/models/config_mamba.py and mixer_seq_simple.py."""
     inner = config.get("ssm_cfg") or {}
     if not isinstance(inner, dict):

@@ -81,7 +81,7 @@ def copy_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str) -> No
 def save_pretrained(
     model: DnaMamba,
     path: Path,
-    policy: dict[str, Any],
+    policy: dict[str, object],
     trained_bases: int | None = None,
     trained_on: TrainedOn | None = None,
     fingerprints: Fingerprints | None = None,
@@ -96,13 +96,13 @@ def save_pretrained(
         trained_on: Intervals that it was trained on by contig, 0-based, end excluded, if they are known.
         fingerprints: What each of these contigs is known again by, as `dna_mamba.data.fingerprints` gives it.
     """
-    about: dict[str, Any] = {"policy": policy} | ({} if trained_bases is None else {"trained_bases": trained_bases})
+    about: dict[str, object] = {"policy": policy} | ({} if trained_bases is None else {"trained_bases": trained_bases})
     about |= {} if trained_on is None else {"trained_on": trained_on}
     about |= {} if fingerprints is None else {"fingerprints": fingerprints}
     _save(model, path, {"model_type": LANGUAGE_MODEL, "backbone": model.config.as_dict(), **about})
 
 
-def save_sequence_model(model: SequenceModel, path: Path, training: dict[str, Any]) -> None:
+def save_sequence_model(model: SequenceModel, path: Path, training: dict[str, object]) -> None:
     """Write the directory of a sequence model; each file is replaced whole.
 
     Args:
@@ -117,7 +117,7 @@ def save_sequence_model(model: SequenceModel, path: Path, training: dict[str, An
     _save(model, path, config)
 
 
-def _save(model: nn.Module, path: Path, config: dict[str, Any]) -> None:
+def _save(model: nn.Module, path: Path, config: dict[str, object]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     model_type = config.pop("model_type")
     config = {"model_type": model_type, "format_version": FORMAT_VERSION, "checksum": CHECKSUM, **config}
@@ -129,11 +129,11 @@ CHECKSUM = "sha256 in model.safetensors"
 NO_CHECKSUM = b"0" * 64
 
 
-def _sha256_of(config: dict[str, Any]) -> str:
+def _sha256_of(config: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def with_checksum(tensors: dict[str, Tensor], config: dict[str, Any]) -> bytes:
+def with_checksum(tensors: dict[str, Tensor], config: dict[str, object]) -> bytes:
     """Write tensors as a safetensors file whose metadata hold two SHA-256: of config.json, and of the file itself.
 
     The latter is that of the file with zeros in its place.
@@ -149,7 +149,7 @@ def with_checksum(tensors: dict[str, Tensor], config: dict[str, Any]) -> bytes:
     return content.replace(NO_CHECKSUM, hashlib.sha256(content).hexdigest().encode(), 1)
 
 
-def check_checksum(content: bytes, config: dict[str, Any], where: Path) -> None:
+def check_checksum(content: bytes, config: dict[str, object], where: Path) -> None:
     """Compare a safetensors file, and the configuration beside it, with the SHA-256 in its metadata.
 
     Args:
@@ -191,7 +191,7 @@ def shipped(name: str) -> Path:
     return Path(str(resources.files("dna_mamba") / "assets" / name))
 
 
-def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, Any]]:
+def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, object]]:
     """Load a model directory.
 
     Returns:
