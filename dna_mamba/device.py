@@ -13,7 +13,7 @@ def check_device(device: str) -> None:
         InputError: It is unknown.
     """
     if device not in DEVICES:
-        raise InputError(f"device {device!r} is unknown; choose auto, cpu or cuda")
+        raise InputError(f"device {device!r} is unknown; choose {', '.join(DEVICES)}")
 
 
 def check_precision(precision: str) -> None:

@@ -36,17 +36,6 @@ def choose(implementation: str, tensor: torch.Tensor, unfit_for_triton: str = ""
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
-    if implementation != "auto":
-        _check_named(implementation, tensor, unfit_for_triton)
-        return implementation
-    device, known = tensor.device.type, tensor.dtype in COMPILED
-    if device == "cuda" and known and not unfit_for_triton and HAS_TRITON:
-        return "triton"
-    return "cpu" if device == "cpu" and known else "naive"
-
-
-def _check_named(implementation: str, tensor: torch.Tensor, unfit_for_triton: str) -> None:
-    """Refuse what a named implementation cannot take: it never falls back."""
     device, known = tensor.device.type, tensor.dtype in COMPILED
     if implementation == "cpu" and not (device == "cpu" and known):
         raise ValueError(
@@ -63,3 +52,8 @@ def _check_named(implementation: str, tensor: torch.Tensor, unfit_for_triton: st
             )
         if unfit_for_triton:
             raise ValueError(f"implementation 'triton' cannot take this: {unfit_for_triton}; 'naive' can")
+    if implementation != "auto":
+        return implementation
+    if device == "cuda" and known and not unfit_for_triton and HAS_TRITON:
+        return "triton"
+    return "cpu" if device == "cpu" and known else "naive"

@@ -38,8 +38,8 @@ from dna_mamba.training import checkpoint
 from dna_mamba.training.checkpoint import newest_intact
 from dna_mamba.training.counters import Counters, read_counters
 from dna_mamba.training.metrics_csv import finetuning
-from dna_mamba.training.schedule import Schedule, Validation
-from dna_mamba.training.step import StepMetrics, Stepper
+from dna_mamba.training.schedule import Recent, Schedule, Validation
+from dna_mamba.training.step import Stepper
 
 if TYPE_CHECKING:
     import lightning.pytorch as L
@@ -362,21 +362,20 @@ class _Length:
             counters.best = counters.best_step = None
             self.keep_best(counters.step)
 
-    def validate(self, recent: Sequence[StepMetrics]) -> Validation:
+    def validate(self, recent: Recent) -> Validation:
         """Answer the validation windows, and say what the epoch was like."""
         seconds = time.monotonic() - self.since
         found = self.task.validate(self._reader(self.model))
-        last, num_epochs = recent[-1], self.recipe.epochs
-        epoch = -(-last.step // self.recipe.steps_per_epoch)
-        speed = sum(step.bases for step in recent) / max(1e-9, seconds)
-        shares = zip(self.model.counted, zip(*(step.counts for step in recent), strict=True), strict=True)
-        counted = "".join(f", {name} {sum(values) / len(values):.3f}" for name, values in shares)
+        epoch, num_epochs = -(-recent.last_step // self.recipe.steps_per_epoch), self.recipe.epochs
+        pairs = zip(self.model.counted, recent.counts, strict=True)
+        counted = "".join(f", {name} {recent.mean(total):.3f}" for name, total in pairs)
         self.say(
-            f"{self.length:,} bases, epoch {epoch}/{num_epochs} (windows of {last.window_bases:,}): loss "
-            f"{sum(step.loss for step in recent) / len(recent):.3f}{counted}, on validation {found.shown}; {speed:,.0f} bases/s"
+            f"{self.length:,} bases, epoch {epoch}/{num_epochs} (windows of {recent.window_bases:,}): loss "
+            f"{recent.mean(recent.loss):.3f}{counted}, on validation {found.shown}; {recent.bases / max(1e-9, seconds):,.0f} "
+            f"bases/s"
         )
         self.since = time.monotonic()
-        return replace(found, counts=last.window_bases == self.length)
+        return replace(found, counts=recent.window_bases == self.length)
 
     def keep_best(self, step: int) -> None:
         """Let the model as it is after a step stand in model/."""

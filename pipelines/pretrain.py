@@ -35,8 +35,8 @@ from dna_mamba.training import checkpoint
 from dna_mamba.training.checkpoint import newest_intact, set_aside
 from dna_mamba.training.counters import Counters, read_counters
 from dna_mamba.training.metrics_csv import PRETRAINING
-from dna_mamba.training.schedule import Schedule, Validation
-from dna_mamba.training.step import StepMetrics, Stepper
+from dna_mamba.training.schedule import Recent, Schedule, Validation
+from dna_mamba.training.step import Stepper
 from dna_mamba.values import read_config
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class _PretrainKeeper:
         self.model, self.counters, self.identity, self.save = model, counters, identity, save
         self.valid: list[Stretch] | None = None
 
-    def validate(self, recent: Sequence[StepMetrics]) -> Validation:
+    def validate(self, recent: Recent) -> Validation:
         if self.valid is None:
             self.valid = sample_of(self.config, self.genome, self.split, "valid", self.config.evaluation.valid_bases)
         bits = score_regions(self.model, self.genome, self.valid, self.config.data.policy).total.bits_per_base

@@ -16,7 +16,7 @@ WRONG = [
     ("plan --preset mambo", "did you mean 'mamba'"), ("plan --steps x", "x"), ("plan --gpus 0", "positive"),
     ("plan --gpu A100", "not in the table"),
     ("evaluate human-4x64 --split tset", "tset"), ("evaluate human-4x64 --window 1", "at least 2"),
-    ("evaluate human-4x64 --device gpu", "choose auto, cpu or cuda"),
+    ("evaluate human-4x64 --device gpu", "choose auto, cpu, cuda"),
     ("finetune species", "needs --manifest"), ("finetune species --manifest m.yaml --pooling men", "did you mean 'mean'"),
     ("finetune species --manifest m.yaml --preset papre", "did you mean 'paper'"),
     ("finetune species --manifest m.yaml --device tpu", "tpu"),

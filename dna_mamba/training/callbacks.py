@@ -22,7 +22,7 @@ from dna_mamba.progress import Line
 from dna_mamba.training import checkpoint
 from dna_mamba.training.metrics_csv import SPEED_COLUMNS, UNUSUAL_COLUMNS, Columns, cut_metrics, read_metrics
 from dna_mamba.training.module import TrainingModule
-from dna_mamba.training.schedule import Schedule, Validation
+from dna_mamba.training.schedule import Recent, Schedule, Validation
 from dna_mamba.training.spikes import SpikeDetector
 from dna_mamba.training.step import NotFiniteError, StepMetrics, Stepper
 
@@ -55,7 +55,7 @@ class Keeper(Protocol):
     def identity(self) -> Mapping[str, str]:
         """Stands in every checkpoint: what a run that goes on from it must have in common with this one."""
 
-    def validate(self, recent: Sequence[StepMetrics]) -> Validation:
+    def validate(self, recent: Recent) -> Validation:
         """Score held-out sequence; `recent` are the steps since the last validation that this process did."""
 
     def keep_best(self, step: int) -> None:
@@ -92,7 +92,7 @@ class RunRecorder(L.Callback):
         self.received: int | None = None
         self._handlers: dict[int, Any] = {}
         self._files: list[Any] = []
-        self._recent: list[StepMetrics] = []
+        self._recent = Recent()
 
     @property
     def checkpoints(self) -> Path:
@@ -124,7 +124,8 @@ class RunRecorder(L.Callback):
 
     def _open(self, name: str, columns: Sequence[str], last_step: int) -> Any:
         path = self.folder / name
-        cut_metrics(path, last_step, columns)
+        if num_unreadable := cut_metrics(path, last_step, columns):
+            self.stepper.say(f"{path}: rows that could not be read were dropped: {num_unreadable:,}")
         fresh = not path.exists()
         file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed in close()
         self._files.append(file)
@@ -149,7 +150,8 @@ class RunRecorder(L.Callback):
         # what is not needed at once is read while the GPU works on the next step
         wait = validate or due or pl_module.device.type == "cpu"
         read = stepper.read_steps(leave=0 if wait else 1)
-        self._recent += read
+        for metrics in read:
+            self._recent.add(metrics)
         found = self._validate(trainer) if validate else None
         improved = found is not None and counters.best_step == step
         stop = self.received is not None  # also a signal that came meanwhile
@@ -184,7 +186,7 @@ class RunRecorder(L.Callback):
         stepper.model.eval()
         found = self.keeper.validate(self._recent)
         stepper.model.train()
-        self._recent = []
+        self._recent = Recent()
         _log(trainer, found.logged, counters.step)
         if not found.finite:
             stepper.say(

@@ -80,20 +80,24 @@ def finetuning(steps_per_epoch: int, counted: Sequence[str], validation: Sequenc
     )
 
 
-def cut_metrics(path: Path, last_step: int, columns: Sequence[str]) -> None:
+def cut_metrics(path: Path, last_step: int, columns: Sequence[str]) -> int:
     """Drop the rows after a step, as a resumed run will write them again; a half-written last line goes too.
 
     Rows of an earlier version, which lack columns, stand under today's, empty where they have none.
+
+    Returns:
+        How many other rows were no rows of such a file, and are gone.
     """
     if not path.exists():
-        return
+        return 0
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         lines = [line for line in file if line.endswith("\n")]
     if not lines or not lines[0].startswith("step,"):
         path.unlink()  # killed before the header was written
-        return
+        return 0
     names = lines[0].strip().split(",")
-    kept = [line for line in lines[1:] if _is_row(line, len(names)) and int(line.split(",", 1)[0]) <= last_step]
+    rows = [line for line in lines[1:] if _is_row(line, len(names))]
+    kept = [line for line in rows if int(line.split(",", 1)[0]) <= last_step]
     if names != list(columns):
         table = csv.DictReader(lines[:1] + kept)
         kept = [",".join(row.get(name) or "" for name in columns) + "\r\n" for row in table]
@@ -101,6 +105,7 @@ def cut_metrics(path: Path, last_step: int, columns: Sequence[str]) -> None:
     unfinished = path.with_name(f".{path.name}.writing")
     unfinished.write_text("".join(lines[:1] + kept), newline="", encoding="utf-8")
     unfinished.replace(path)
+    return len(lines) - 1 - len(rows)
 
 
 def _is_row(line: str, num_columns: int) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import multiprocessing
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -105,15 +104,11 @@ def _fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        before = set(multiprocessing.active_children())
         try:
             with _gpus_left_alone() if device == "cpu" else contextlib.nullcontext():
                 trainer.fit(module, data)
         finally:
-            # the readers leave SIGTERM to us, so that at the end of this process nothing else would end them
-            for child in set(multiprocessing.active_children()) - before:
-                child.kill()
-                child.join()
+            data.release()
 
 
 @contextlib.contextmanager

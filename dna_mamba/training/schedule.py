@@ -3,6 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dna_mamba.training.step import StepMetrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +33,29 @@ class Schedule:
             or step % self.checkpoint_every_steps == 0
             or (self.save_after_validation and self.validates(step, num_steps))
         )
+
+
+@dataclass(slots=True)
+class Recent:
+    """Sums over the steps since the last validation that this process did; a step's windows are not held."""
+
+    steps: int = 0
+    bases: int = 0
+    loss: float = 0.0
+    counts: tuple[float, ...] = ()
+    last_step: int = 0
+    window_bases: int = 0
+    """Of the last step."""
+
+    def add(self, step: "StepMetrics") -> None:
+        """Take in a step."""
+        self.steps, self.bases, self.loss = self.steps + 1, self.bases + step.bases, self.loss + step.loss
+        self.counts = tuple(a + b for a, b in zip(self.counts or (0.0,) * len(step.counts), step.counts, strict=True))
+        self.last_step, self.window_bases = step.step, step.window_bases
+
+    def mean(self, total: float) -> float:
+        """Give one of the sums a step."""
+        return total / max(1, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dna_mamba.device import check_device
+from dna_mamba.device import check_device, check_precision
 from dna_mamba.errors import InputError, nearest
 
 EXTRAS = ("transformers", "million")
@@ -61,10 +61,7 @@ class KernelBenchConfig:
         check_device(self.device)
         if self.what not in WHAT:
             raise InputError(f"bench {self.what!r} is unknown; choose {', '.join(WHAT)}")
-        if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(
-                f"device {self.device!r} and precision {self.precision!r} must be auto, cpu or cuda, and auto, fp32 or bf16"
-            )
+        check_precision(self.precision)
         if self.repeats < 1 or self.states < 1 or any(min(shape) < 1 for shape in self.shapes):
             raise InputError("repeats, states, batch, channels and length must be at least 1")
 
@@ -86,10 +83,7 @@ class TrainBenchConfig:
 
     def __post_init__(self) -> None:
         check_device(self.device)
-        if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(
-                f"device {self.device!r} and precision {self.precision!r} must be auto, cpu or cuda, and auto, fp32 or bf16"
-            )
+        check_precision(self.precision)
         if not self.models or not self.lengths:
             raise InputError("--model and --seq-len need at least one value each")
         if not all(2 <= length <= 2**32 for length in self.lengths):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from dna_mamba.data.length_warmup import lengths
 from dna_mamba.data.selection import MAX_ORDER, TEST_BASES, DataConfig
+from dna_mamba.device import check_device, check_precision
 from dna_mamba.errors import InputError
 from dna_mamba.kernels.implementations import IMPLEMENTATIONS
 from dna_mamba.model.config import BackboneConfig
@@ -101,12 +102,9 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("device", ("auto", "cpu", "cuda")),
-            ("precision", ("auto", "fp32", "bf16")),
-            ("implementation", IMPLEMENTATIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} {getattr(self, name)!r} is unknown; choose {', '.join(known)}")
+        check_device(self.device)
+        check_precision(self.precision)
+        if self.implementation not in IMPLEMENTATIONS:
+            raise InputError(f"implementation {self.implementation!r} is unknown; choose {', '.join(IMPLEMENTATIONS)}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed {self.seed} must lie between 0 and 2^63 - 1")

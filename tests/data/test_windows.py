@@ -262,3 +262,27 @@ def test_known_bases_and_those_in_windows_as_sets_of_places(genome):
     assert known_bases(genome, [*found, found[0]]) == sum(
         genome.fetch(Interval(contig, place, place + 1)) != "N" for contig, place in places
     )
+
+
+def test_a_process_that_leaves_its_readers_alone_ends(tmp_path):
+    """They leave SIGTERM to the run, and multiprocessing sends it at the end of a process and waits."""
+    import subprocess
+    import sys
+
+    code = """
+import numpy as np
+from dna_mamba.data.datamodule import TrainingData
+from dna_mamba.data.steps import Drawn, DrawnSteps
+def draw(length, epoch, index):
+    return Drawn(np.zeros(length, np.uint8), 0, 0, index)
+loader = iter(TrainingData(DrawnSteps(draw, [8], steps_per_epoch=5000, batch=2), num_workers=2).train_dataloader())
+next(loader)
+import os, signal
+os.kill(loader._workers[0].pid, signal.SIGTERM)  # as to a process group: it reads on
+for _ in range(20):
+    next(loader)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
+    )  # generous: or never
+    assert done.returncode == 0, done.stderr

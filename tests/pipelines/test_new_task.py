@@ -24,7 +24,13 @@ from torch import nn
 from dna_mamba.data.objectives import Examples
 from dna_mamba.data.steps import Drawn
 from dna_mamba.errors import InputError, Interrupted, StoppedError
-from dna_mamba.model.checkpoints.native import load_classifier, load_sequence_model, save_sequence_model
+from dna_mamba.model.backbone import DnaMamba
+from dna_mamba.model.checkpoints.native import (
+    load_classifier,
+    load_sequence_model,
+    save_pretrained,
+    save_sequence_model,
+)
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.heads import HEADS
 from dna_mamba.model.heads.classes import ClassHead
@@ -424,8 +430,32 @@ def test_a_damaged_row_of_metrics_is_dropped_on_resume(unbroken, tmp_path, damag
     shutil.rmtree(folder / "checkpoints/step-00000075")
     for name in ("results.json", "lengths/50/results.json"):
         (tmp_path / "run" / name).unlink()
-    run(tmp_path / "run", resume=True)
+    said = []
+    run(tmp_path / "run", resume=True, say=said.append)
+    dropped = sum("metrics.csv: rows that could not be read were dropped: 1" in words for words in said)
+    assert dropped == (damaged != "5,0,50,,,,,,,")  # which is a row, if an empty one, and stays
     assert all(torch.equal(weights(tmp_path / "run")[name], x) for name, x in weights(unbroken[0]).items())
+
+
+def test_a_head_on_a_frozen_backbone_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    """Its optimizer holds no state of the backbone; trainers that match states by their place refuse it, or mix them up."""
+    torch.manual_seed(3)
+    save_pretrained(DnaMamba(BackboneConfig(pattern="M", width=16)), tmp_path / "begin", {})
+    frozen = {"model": None, "checkpoint": str(tmp_path / "begin"), "frozen": True}
+    run(tmp_path / "whole", **frozen)
+    with monkeypatch.context() as patch:
+        in_step(patch, {33}, lambda model, found: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run(tmp_path / "run", **frozen)
+    run(tmp_path / "run", resume=True, **frozen)
+    given, expected, begin = (
+        weights(tmp_path / "run"),
+        weights(tmp_path / "whole"),
+        load_file(tmp_path / "begin/model.safetensors"),
+    )
+    assert all(torch.equal(given[name], x) for name, x in expected.items())
+    assert all(torch.equal(given[name], x) for name, x in begin.items() if name in given)
+    assert not torch.equal(given["head.linear.weight"], torch.zeros_like(given["head.linear.weight"]))
 
 
 def test_a_run_that_was_stopped_before_its_record_was_written_goes_on(tmp_path, unbroken):
