@@ -40,7 +40,7 @@ from dna_mamba.pipelines import finetune
 from dna_mamba.pipelines.configs.finetune import FinetuneRunConfig
 from dna_mamba.pipelines.tasks.task import ResultRow, Task
 from dna_mamba.reading.outputs import outputs_in_pieces, standardize
-from dna_mamba.training import checkpoint
+from dna_mamba.training import checkpoint, recipe
 from dna_mamba.training import step as training
 from dna_mamba.training.callbacks import ProgressBar
 from dna_mamba.training.optimizer import OptimizerConfig
@@ -146,7 +146,6 @@ class ShareOfGc(Task[FinetuneRunConfig]):
     def draw(self, length, epoch, index, purpose=0):
         start = int(np.random.default_rng([self.config.seed, epoch, index, purpose]).integers(2000 - length))
         stored = self.bases[start : start + length]
-        assert 0 <= epoch < 3 and length in self.config.seq_lens
         return Drawn(stored, self.target(stored), 0, start)
 
     def _held_out(self, length, first):
@@ -181,7 +180,7 @@ def _known(monkeypatch):
 
 
 def config_of(**changes):
-    recipe = FinetuneConfig(
+    usual = FinetuneConfig(
         seq_len=50,
         epochs=3,
         steps_per_epoch=25,
@@ -189,7 +188,7 @@ def config_of(**changes):
         standardize_windows=20,
         optimizer=OptimizerConfig(peak_rate=2e-2),
     )
-    values = {"seq_lens": (50,), "model": BackboneConfig(pattern="M", width=16), "pooling": "mean", "recipe": recipe,
+    values = {"seq_lens": (50,), "model": BackboneConfig(pattern="M", width=16), "pooling": "mean", "recipe": usual,
               "device": "cpu", "checkpoint_every_steps": 10}  # fmt: skip
     return finetune.resolve(FinetuneRunConfig(**{**values, **changes}))
 
@@ -372,9 +371,9 @@ def test_the_bar_shows_what_the_loss_is(tmp_path):
 
 
 def test_bad_data_are_refused_before_anything_is_written(tmp_path):
-    recipe = replace(config_of().recipe, seq_len=2500)
+    longer = replace(config_of().recipe, seq_len=2500)
     with pytest.raises(InputError, match="longer than a part"):
-        run(tmp_path / "run", seq_lens=(2500,), recipe=recipe)
+        run(tmp_path / "run", seq_lens=(2500,), recipe=longer)
     assert not (tmp_path / "run").exists()
 
 
@@ -463,3 +462,16 @@ def test_a_run_that_was_stopped_before_its_record_was_written_goes_on(tmp_path, 
     shutil.copy(unbroken[0] / "config.yaml", tmp_path / "run")
     run(tmp_path / "run", resume=True)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["command"] == "finetune gc"
+
+
+def test_an_epoch_of_a_warm_up_length_is_never_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "FIRST_LENGTH", 25)  # epochs of 25, 50 and 50 bases
+    scores = iter([9.0, 2.0, 1.0])
+
+    class Falling(ShareOfGc):
+        def validate(self, reader):
+            return replace(super().validate(reader), better=(next(scores),))
+
+    assert run(tmp_path / "run", task=Falling).lengths[0].rows[0].detail == "epoch 2"
+    steps = rows_of(tmp_path / "run/lengths/50/metrics.csv")
+    assert [row["window_bases"] for row in steps] == ["25"] * 25 + ["50"] * 50
