@@ -19,14 +19,14 @@ UNWRITABLE = (errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 """Faults of the place that is written to, whatever was doing it."""
 
 
-def without_nan(values: Any) -> Any:
+def without_nan(values: object) -> object:
     """Put None where a number is not finite, at all depths: JSON knows no NaN (RFC 8259, section 6)."""
     if isinstance(values, Mapping):
         return {key: without_nan(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
         return [without_nan(value) for value in values]
     if type(values).__module__ == "numpy" and getattr(values, "shape", None) == ():
-        values = values.item()
+        values = values.item()  # type: ignore[attr-defined]
     if isinstance(values, float) and not math.isfinite(values):
         return None
     return values

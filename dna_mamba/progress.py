@@ -1,9 +1,16 @@
 """What a person sees while a command works: a line that fits its terminal, and off a terminal a line a minute."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+Progress = Callable[[int, int], None]
+"""Called with what has been done so far and all that is to be done, in bytes of a file or in bases, as its function says."""
 
 LINE_EVERY_SECONDS = 60.0
 """Off a terminal."""
@@ -35,7 +42,7 @@ class Line:
         transient: Take the bar away at the end.
     """
 
-    def __init__(self, console: Any, what: str, *, transient: bool = True):
+    def __init__(self, console: "Console", what: str, *, transient: bool = True):
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.console, self.what = console, what
@@ -43,7 +50,7 @@ class Line:
             TextColumn("{task.description}"), BarColumn(bar_width=BAR), TextColumn("{task.fields[words]}"),
             console=console, transient=transient, disable=not console.is_terminal,
         )  # fmt: skip
-        self._task: Any = None
+        self._task: TaskID | None = None
         self._started = self._printed = 0.0
         self._before = self._last = 0.0
 
@@ -97,7 +104,7 @@ class Line:
 class Packing(Line):
     """Bytes of files that are packed; called with bytes done and of all."""
 
-    def __init__(self, console: Any):
+    def __init__(self, console: "Console"):
         super().__init__(console, "packing")
 
     def __call__(self, done: int, total: int) -> None:
@@ -111,7 +118,7 @@ class Packing(Line):
 class Reading(Line):
     """Bases that a model reads; called with bases read just now and bases to read in all."""
 
-    def __init__(self, console: object, what: str = "reading"):
+    def __init__(self, console: "Console", what: str = "reading"):
         super().__init__(console, what)
         self.done = 0
         self.since = time.monotonic()

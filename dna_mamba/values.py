@@ -7,11 +7,13 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dna_mamba.errors import InputError, nearest
 
 T = TypeVar("T")
+Json = dict[str, Any]
+"""An object of a JSON or YAML file as it was read; `read_config` turns it into what a dataclass says."""
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 
 

@@ -19,6 +19,18 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def _check_triton(tensor: torch.Tensor, unfit: str) -> None:
+    if not HAS_TRITON:
+        raise ValueError("implementation 'triton' needs the package triton, which comes with torch's CUDA builds")
+    if tensor.dtype not in COMPILED or not (tensor.is_cuda or interpreted()):
+        raise ValueError(
+            f"implementation 'triton' takes float32 or bfloat16 tensors on a GPU, not {tensor.dtype} on "
+            f"{tensor.device}; 'naive' takes any"
+        )
+    if unfit:
+        raise ValueError(f"implementation 'triton' cannot take this: {unfit}; 'naive' can")
+
+
 def choose(implementation: str, tensor: torch.Tensor, unfit_for_triton: str = "") -> str:
     """Name the implementation to run on tensors like the one given.
 
@@ -43,15 +55,7 @@ def choose(implementation: str, tensor: torch.Tensor, unfit_for_triton: str = ""
             f"{tensor.device}; 'naive' takes any"
         )
     if implementation == "triton":
-        if not HAS_TRITON:
-            raise ValueError("implementation 'triton' needs the package triton, which comes with torch's CUDA builds")
-        if not known or not (device == "cuda" or interpreted()):
-            raise ValueError(
-                f"implementation 'triton' takes float32 or bfloat16 tensors on a GPU, not {tensor.dtype} on "
-                f"{tensor.device}; 'naive' takes any"
-            )
-        if unfit_for_triton:
-            raise ValueError(f"implementation 'triton' cannot take this: {unfit_for_triton}; 'naive' can")
+        _check_triton(tensor, unfit_for_triton)
     if implementation != "auto":
         return implementation
     if device == "cuda" and known and not unfit_for_triton and HAS_TRITON:

@@ -9,12 +9,12 @@ numba's own exp calls the C library once an element, hence the exp2 here; everyt
 """
 
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core.base import BaseContext
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, models, overload, register_model
 from numba.np.arrayobj import make_array
@@ -47,7 +47,9 @@ def _constant(value: float) -> ir.Constant:
     return ir.Constant(_vector, [float(np.float32(value))] * LANES)
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+def _pointer(
+    context: BaseContext, builder: ir.IRBuilder, array_type: types.Array, array: ir.Value, offset: ir.Value
+) -> ir.Value:
     data = make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [offset]), _vector.as_pointer())
 
@@ -113,7 +115,7 @@ def _binary(operation: str) -> Callable[..., object]:
 _add, _subtract, _multiply, _divide = (_binary(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
 
 
-def _overload(symbol: Any, function: Any) -> None:
+def _overload(symbol: Callable[..., object], function: Callable[..., object]) -> None:
     @overload(symbol)
     def overloaded(left, right):
         if left is float32x16 and right is float32x16:
@@ -146,14 +148,14 @@ LOWEST, HIGHEST = -100.0, 126.0
 LOG2_E = np.float32(1.0 / np.log(2.0))
 
 
-def _polynomial(builder: Any, x: Any, coefficients: Any) -> Any:
+def _polynomial(builder: ir.IRBuilder, x: ir.Value, coefficients: Sequence[float]) -> ir.Value:
     result = _constant(coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         result = builder.fadd(builder.fmul(result, x, flags=FLAGS), _constant(coefficient), flags=FLAGS)
     return result
 
 
-def _clamp(builder: Any, x: Any, lowest: float, highest: float) -> Any:
+def _clamp(builder: ir.IRBuilder, x: ir.Value, lowest: float, highest: float) -> ir.Value:
     low, high = _constant(lowest), _constant(highest)
     x = builder.select(builder.fcmp_ordered(">", x, low), x, low)
     return builder.select(builder.fcmp_ordered("<", x, high), x, high)

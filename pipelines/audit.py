@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from dna_mamba.data.build import Progress
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, merge, shared_bases
 from dna_mamba.data.kmers import NONE, K, Kmers, contained, kmers_by_position, sampled
 from dna_mamba.data.selection import DataConfig, load_genome, load_split
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.windows import known_bases, plan_windows, read_by
 from dna_mamba.errors import InputError
+from dna_mamba.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -287,8 +287,8 @@ def run_genome(
     """Pack a random genome and read windows from it, beside pyfaidx decoding to the same codes."""
     import pyfaidx
 
-    from dna_mamba.data.build import build
     from dna_mamba.data.intervals import Interval
+    from dna_mamba.data.store.build import build
     from dna_mamba.data.vocabulary import reverse_complement_tokens
 
     say = on_phase or (lambda words: None)

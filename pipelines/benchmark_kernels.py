@@ -3,8 +3,7 @@
 import functools
 import importlib.util
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from dna_mamba.kernels.selective_scan import MAX_STATES, selective_scan
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig, parse_size
 from dna_mamba.model.mixers.mamba import MambaConfig
+from dna_mamba.model.state import ModelState
 from dna_mamba.pipelines.benchmark import BenchResult, BenchRow, OnRow, Rows, make_result
 from dna_mamba.pipelines.benchmark_machine import TOO_SLOW_SECONDS, Bench, Call
 from dna_mamba.pipelines.configs.bench import KernelBenchConfig
@@ -68,7 +68,11 @@ def _shapes(bench: Bench) -> tuple[tuple[int, int, int], ...]:
     return bench.config.shapes or (SHAPES if bench.device == "cuda" else SMALL_SHAPES)
 
 
-def _pair(function: Callable[..., Any], leaves: dict[str, Tensor], gradient: Any) -> tuple[Callable, Callable]:
+def _pair(
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    leaves: dict[str, Tensor],
+    gradient: Tensor | Sequence[Tensor] | None,
+) -> tuple[Callable, Callable]:
     """Give calls for the forward without gradients, and for the forward and the gradients of all leaves."""
 
     def forward() -> object:
@@ -362,7 +366,7 @@ def _step(bench: Bench) -> list[BenchRow]:
             ways: dict[str, Call] = {}
 
             def step(
-                implementation: str, tokens: Tensor = tokens, state: Any = state, model: DnaMamba = model
+                implementation: str, tokens: Tensor = tokens, state: ModelState = state, model: DnaMamba = model
             ) -> Tensor:
                 model.use_implementation(implementation)
                 with torch.autocast(bench.device, dtype=torch.bfloat16, enabled=bench.dtype == torch.bfloat16):

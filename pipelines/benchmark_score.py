@@ -1,7 +1,7 @@
 """Time of variant scores: one pass with forks beside each allele scored from scratch."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from dna_mamba.data.examples import giab_variants
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import next_base
 from dna_mamba.data.selection import load_genome
-from dna_mamba.data.variants import allele_status, core_of, read_vcf
+from dna_mamba.data.store.genome import GenomeStore
+from dna_mamba.data.variants import Variant, allele_status, core_of, read_vcf
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
@@ -46,6 +47,32 @@ def _from_scratch(model: DnaMamba, rows: list[np.ndarray], context: list[int], b
     return np.concatenate(sums)
 
 
+def _choose(variants: Sequence[Variant], config: ScoreBenchConfig) -> list[Variant]:
+    """Draw records that have the whole left context before them and alleles of letters alone."""
+    usable = [
+        v for v in variants if v.alts and all(allele_status(alt) is None for alt in v.alts) and v.start > config.left
+    ]
+    if not usable:
+        raise InputError(f"no record has {config.left:,} bases before it and alleles of letters; choose another VCF")
+    generator = np.random.default_rng(0)
+    return [usable[i] for i in generator.choice(len(usable), min(config.records, len(usable)), replace=False)]
+
+
+def _around(
+    genome: GenomeStore, variant: Variant, alt: str, config: ScoreBenchConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Give the token ids before an allele, of ALT, of REF and after it."""
+    start, end = variant.start, variant.start + len(variant.ref)
+    length = genome.contig(variant.contig).length
+    core = core_of(genome, variant.contig, start, genome.fetch(Interval(variant.contig, start, end)), alt)
+    start, end = core.start, core.start + core.ref_bases
+    # moved left, it may have less before it
+    first = max(0, start - config.left)
+    around = genome.tokens(Interval(variant.contig, first, min(length, end + config.right)))
+    before, reference, flank = np.split(around, [start - first, end - first])
+    return before, tokens_of(core.alt), reference, flank
+
+
 def run(
     config: ScoreBenchConfig, *, on_phase: Callable[[str], None] | None = None, on_row: OnRow | None = None
 ) -> BenchResult:
@@ -55,28 +82,12 @@ def run(
     model = load_language_model(Path(config.model), device)
     genome = load_genome(config.genome)
     file = read_vcf(Path(config.variants) if config.variants else giab_variants())
-    usable = [
-        v
-        for v in file.variants
-        if v.alts and all(allele_status(alt) is None for alt in v.alts) and v.start > config.left
-    ]
-    if not usable:
-        raise InputError(f"no record has {config.left:,} bases before it and alleles of letters; choose another VCF")
-    generator = np.random.default_rng(0)
-    chosen = [usable[i] for i in generator.choice(len(usable), min(config.records, len(usable)), replace=False)]
+    chosen = _choose(file.variants, config)
     alleles = [(v, alt) for v in chosen for alt in v.alts]
     rows, context = [], []
     for variant, alt in alleles:
-        start, end = variant.start, variant.start + len(variant.ref)
-        length = genome.contig(variant.contig).length
-        core = core_of(genome, variant.contig, start, genome.fetch(Interval(variant.contig, start, end)), alt)
-        start, end = core.start, core.start + core.ref_bases
-        # moved left, it may have less before it
-        first = max(0, start - config.left)
-        last = min(length, end + config.right)
-        around = genome.tokens(Interval(variant.contig, first, last))
-        before, reference, flank = np.split(around, [start - first, end - first])
-        for tokens in (tokens_of(core.alt), reference):
+        before, *both, flank = _around(genome, variant, alt, config)
+        for tokens in both:
             rows.append(np.concatenate([before, tokens, flank]))
             context.append(len(before))
     for some_left in (64, None):  # compiles

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dna_mamba.data.build import build
 from dna_mamba.data.datamodule import TrainingData
 from dna_mamba.data.length_warmup import Stage
 from dna_mamba.data.objectives import NextBase, TokenPolicy, sum_of_weights
 from dna_mamba.data.splits import default_split
 from dna_mamba.data.steps import StepBatch, TrainingSteps
+from dna_mamba.data.store.build import build
 from dna_mamba.data.windows import plan_windows
 from dna_mamba.device import find_device, find_precision
 from dna_mamba.model.backbone import DnaMamba

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save as save_safetensors
@@ -31,6 +30,7 @@ from dna_mamba.model.checkpoints.mamba_ssm import (
 from dna_mamba.model.checkpoints.native import from_pretrained, read_fingerprints, read_trained_on, save_pretrained
 from dna_mamba.pipelines.configs.models import ExportConfig, ImportConfig
 from dna_mamba.pipelines.evaluate import find_model
+from dna_mamba.values import Json
 from dna_mamba.values import read_config as read_values
 
 PROBE_BASES, CERTIFIED_BASES = 512, 200
@@ -135,7 +135,7 @@ def _certified(
     return difference
 
 
-def _side_file(checkpoint: Path) -> tuple[TokenPolicy, dict[str, Any]]:
+def _side_file(checkpoint: Path) -> tuple[TokenPolicy, Json]:
     """Read what export wrote beside a checkpoint: policy, longest window and intervals of its training."""
     path = checkpoint / SIDE_FILE
     if not path.exists():

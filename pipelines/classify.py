@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from dna_mamba.alphabet import A
-from dna_mamba.data.build import Progress
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.windows import known_bases
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
@@ -23,6 +22,7 @@ from dna_mamba.model.implementation import implementation_for
 from dna_mamba.model.sequence_model import SequenceModel
 from dna_mamba.pipelines.configs.read import ClassifyConfig
 from dna_mamba.pipelines.sequences import open_sequences, read_piece, warn_if_longer
+from dna_mamba.progress import Progress
 from dna_mamba.reading.outputs import probabilities, vectors_of
 from dna_mamba.reading.pieces import piece_on
 

@@ -5,11 +5,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from dna_mamba.errors import InputError, check_regular
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MAX_BYTES = 1 << 20
 
@@ -22,7 +25,7 @@ _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class _Loader(_Safe):
     """Safe loading that refuses a key that stands there twice."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> object:
         counts = Counter(str(getattr(key, "value", None)) for key, _ in node.value)
         for key, count in counts.most_common(1):
             if count > 1:
@@ -77,22 +80,25 @@ def load_yaml(path: Path) -> dict[str, object]:
     return values
 
 
-def dump_yaml(config: object) -> str:
+def dump_yaml(config: "DataclassInstance") -> str:
     """Write a configuration so that `load_yaml` and `read_config` give it back."""
     return yaml.safe_dump(_plain(_without_derived(config)), sort_keys=False)
 
 
-def _without_derived(config: Any) -> dict[str, Any]:
+def _without_derived(config: "DataclassInstance") -> dict[str, object]:
     """Leave out fields that another setting decides: they could not be set from the file."""
     values = {}
     for one in fields(config):
         value = getattr(config, one.name)
         if "instead" not in one.metadata:
-            values[one.name] = _without_derived(value) if is_dataclass(value) else value
+            nested = is_dataclass(value) and not isinstance(value, type)
+            values[one.name] = _without_derived(value) if nested else value
     return values
 
 
-def refuse_derived(kind: Any, values: Mapping[str, Any], where: str, name: str = "") -> None:
+def refuse_derived(
+    kind: "type[DataclassInstance] | DataclassInstance", values: Mapping[str, object], where: str, name: str = ""
+) -> None:
     """Refuse settings that cannot act, since another decides them.
 
     Raises:
@@ -109,17 +115,17 @@ def refuse_derived(kind: Any, values: Mapping[str, Any], where: str, name: str =
         below = next(
             (part for part in (hints[one.name], *typing.get_args(hints[one.name])) if is_dataclass(part)), None
         )
-        if below is not None and isinstance(values[one.name], Mapping):
-            refuse_derived(below, values[one.name], where, full)
+        if below is not None and isinstance(given := values[one.name], Mapping):
+            refuse_derived(below, given, where, full)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-        return value.item()
+        return value.item()  # type: ignore[attr-defined]
     return str(value) if isinstance(value, Path) else value
 
 

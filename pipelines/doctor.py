@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dna_mamba.data.build import cache_directory
+from dna_mamba.data.store.cache import cache_directory
 from dna_mamba.kernels.dispatch import HAS_TRITON
 from dna_mamba.kernels.selective_scan import selective_scan
 

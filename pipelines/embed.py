@@ -7,16 +7,17 @@ import errno
 import hashlib
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from dna_mamba.alphabet import N
-from dna_mamba.data.build import Progress
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.unpack import open_text, printable_text
 from dna_mamba.data.vocabulary import count_uracil, reverse_complement_tokens, tokens_of
 from dna_mamba.device import find_device
@@ -27,6 +28,7 @@ from dna_mamba.pipelines.configs.read import EmbedRunConfig
 from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.sequences import Named, load_language_model, open_sequences, read_piece, warn_if_longer
 from dna_mamba.pipelines.vector_files import UnfinishedVectors, write_file
+from dna_mamba.progress import Progress
 from dna_mamba.reading.settings import EmbedConfig
 from dna_mamba.reading.vectors import Reader, Vectors, num_rows_of
 
@@ -111,43 +113,48 @@ def read_csv(path: Path, warn: Callable[[str], None] | None = None, *, rna: bool
     Raises:
         InputError: A column is missing, or a row holds no letters of DNA; the message names file and line.
     """
-    csv.field_size_limit(2**31 - 1)  # a field may hold a sequence of any length
-    delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
     tokens, names, num_uracil = [], [], 0
     digest = hashlib.sha256()
+    for where, letters, name in _rows_of_csv(path):
+        try:
+            one = tokens_of(letters, rna).copy()
+            num_uracil += 0 if rna else count_uracil(letters)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from None
+        if not len(one):
+            raise InputError(f"{where}: the sequence is empty")
+        if len(name.splitlines()) > 1:
+            raise InputError(f"{where}: the name goes over lines; is a quote left open?")
+        tokens.append(one)
+        names.append(name)
+        digest.update(one.tobytes() + b"\n" + name.encode("utf-8", "surrogateescape") + b"\n")
+    if not tokens:
+        raise InputError(f"{path} holds no sequence")
+    if warn and num_uracil:
+        warn(f"{num_uracil:,} letters U became N; --rna reads them as T")
+    return of_tokens(tokens, names, digest.hexdigest())
+
+
+def _rows_of_csv(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Give where each row stands, for messages, its sequence and its name."""
+    csv.field_size_limit(2**31 - 1)  # a field may hold a sequence of any length
+    delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
     check_regular(path, "a table with a column named sequence")
     try:
         with open_text(path, newline="", errors="surrogateescape") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
             header = [column.strip().lower() for column in next(rows, [])]
-            where = _column_of_sequences(header, path)
+            at = _column_of_sequences(header, path)
             named = [header.index(name) for name in NAME_COLUMNS if name in header]
             for number, row in enumerate(rows, 2):
                 if not row:
                     continue
                 if len(row) != len(header):
                     raise InputError(f"{path}, row {number}: {len(row)} columns, the header has {len(header)}")
-                letters = printable_text(row[where].strip())
-                try:
-                    one = tokens_of(letters, rna).copy()
-                    num_uracil += 0 if rna else count_uracil(letters)
-                except ValueError as error:
-                    raise InputError(f"{path}, row {number}: {error}") from None
-                if not len(one):
-                    raise InputError(f"{path}, row {number}: the sequence is empty")
                 name = next((row[place] for place in named if row[place].strip()), f"row{number - 1}")
-                if len(name.splitlines()) > 1:
-                    raise InputError(f"{path}, row {number}: the name goes over lines; is a quote left open?")
-                tokens.append(one)
-                names.append(name)
-                digest.update(one.tobytes() + b"\n" + names[-1].encode("utf-8", "surrogateescape") + b"\n")
+                yield f"{path}, row {number}", printable_text(row[at].strip()), name
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not tokens:
-        raise InputError(f"{path} holds no sequence")
-    if warn and num_uracil:
-        warn(f"{num_uracil:,} letters U became N; --rna reads them as T")
-    return of_tokens(tokens, names, digest.hexdigest())
 
 
 def _embed(
@@ -283,51 +290,85 @@ def run(
         warn(
             f"--shard {config.shard[0]}/{config.shard[1]} has nothing to do: there are fewer parts of 2^18 bases than shards"
         )
-    numbers = range(parts[0].start, parts[-1].stop) if parts else range(0)
-    first_rows = np.concatenate(
-        [[0], np.cumsum([num_rows_of(config.embed, lengths[n]) for n in numbers], dtype=np.int64)]
-    )
     if unknown := sequences.num_without_base():
         warn(f"{unknown:,} of {len(lengths):,} sequences hold no A, C, G or T: their vectors say nothing of a base")
+    rows = RowsOfPart.of(parts, lengths, config.embed)
     plan = _plan(config, sequences, device)
-    vectors = UnfinishedVectors(config.out, plan, int(first_rows[-1]), model.config.width, warn)
-    try:
-        num_bases = sum(lengths[n] for n in numbers)
-        done = [part for number, part in enumerate(parts) if number in vectors.done]
-        resumed = sum(lengths[n] for part in done for n in part)
-        strands = 2 if config.embed.strands == "both" else 1
-        total = strands * (num_bases - resumed)
-
-        def put(number: int, first: int, rows: np.ndarray, average: bool) -> None:
-            vectors.write(int(first_rows[number - numbers.start]) + first, rows, average)
-
-        say = (lambda bases: on_bases(bases, total)) if on_bases else None
-        work = Vectors(model, sequences.read, lengths, config.embed, put, piece_bases=config.piece_bases, on_bases=say)
-        for number, part in enumerate(parts):
-            if number not in vectors.done:
-                work.read(part)
-                vectors.finish(number)
-        before = sum(num_rows_of(config.embed, lengths[n]) for n in range(numbers.start)) if parts else 0
+    vectors = UnfinishedVectors(config.out, plan, rows.total, model.config.width, warn)
+    with _kept_or_cleared(vectors, config.out):
+        resumed = sum(lengths[n] for number, part in enumerate(parts) if number in vectors.done for n in part)
+        _read_parts(model, sequences, config, parts, rows, vectors, on_bases)
         write_file(
             vectors,
-            lambda start, end: columns_of(sequences.places, config.embed, first_rows, numbers, start, end),
-            before,
+            lambda start, end: columns_of(sequences.places, config.embed, rows.first, rows.numbers, start, end),
+            rows.before,
         )
+    vectors.clear()
+    return EmbedResult(
+        out=config.out, num_rows=rows.total, width=model.config.width, num_bases=sum(lengths[n] for n in rows.numbers),
+        resumed_bases=resumed, seconds=time.monotonic() - started,
+    )  # fmt: skip
+
+
+class RowsOfPart(NamedTuple):
+    """The rows of a shard."""
+
+    numbers: range
+    """Of its sequences."""
+    first: np.ndarray
+    """Row of the file where each begins, and one more for the end; int64."""
+    before: int
+    """Rows of the shards before."""
+
+    @property
+    def total(self) -> int:
+        """Rows of the file."""
+        return int(self.first[-1])
+
+    @staticmethod
+    def of(parts: Sequence[range], lengths: Sequence[int], config: EmbedConfig) -> "RowsOfPart":
+        """Count the rows of a shard, which may have no part."""
+        numbers = range(parts[0].start, parts[-1].stop) if parts else range(0)
+        ends = np.cumsum([num_rows_of(config, lengths[n]) for n in numbers], dtype=np.int64)
+        before = sum(num_rows_of(config, lengths[n]) for n in range(numbers.start))
+        return RowsOfPart(numbers, np.concatenate([[0], ends]), before)
+
+
+def _read_parts(
+    model: DnaMamba, sequences: Sequences, config: EmbedRunConfig, parts: Sequence[range], rows: RowsOfPart,
+    vectors: UnfinishedVectors, on_bases: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
+    """Read what an earlier run has not done."""
+    lengths = sequences.lengths
+    todo = [(number, part) for number, part in enumerate(parts) if number not in vectors.done]
+    strands = 2 if config.embed.strands == "both" else 1
+    total = strands * sum(lengths[n] for _, part in todo for n in part)
+
+    def put(number: int, first: int, values: np.ndarray, average: bool) -> None:
+        vectors.write(int(rows.first[number - rows.numbers.start]) + first, values, average)
+
+    say = (lambda bases: on_bases(bases, total)) if on_bases else None
+    work = Vectors(model, sequences.read, lengths, config.embed, put, piece_bases=config.piece_bases, on_bases=say)
+    for number, part in todo:
+        work.read(part)
+        vectors.finish(number)
+
+
+@contextmanager
+def _kept_or_cleared(vectors: UnfinishedVectors, out: Path) -> Iterator[None]:
+    """Keep what is done, whatever ends a run, but on a full disk or where the input was at fault."""
+    try:
+        yield
     except BaseException as error:
         cause = error.__cause__ if isinstance(error, InputError) and isinstance(error.__cause__, OSError) else error
         full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or isinstance(cause, InputError):
             vectors.clear()
-        else:  # whatever it was, what is done is not lost
+        else:
             vectors.close()
         if isinstance(error, OSError) and error.filename is None and error.errno in UNWRITABLE:
-            raise InputError(f"cannot write {config.out}: {error.strerror}; choose another -o") from error
+            raise InputError(f"cannot write {out}: {error.strerror}; choose another -o") from error
         raise
-    vectors.clear()
-    return EmbedResult(
-        out=config.out, num_rows=int(first_rows[-1]), width=model.config.width, num_bases=num_bases, resumed_bases=resumed,
-        seconds=time.monotonic() - started,
-    )  # fmt: skip
 
 
 def _plan(config: EmbedRunConfig, sequences: Sequences, device: str) -> dict[str, object]:

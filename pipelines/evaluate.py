@@ -2,20 +2,20 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from dna_mamba.data.build import Progress, is_directory
 from dna_mamba.data.fingerprints import same_contigs
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, each_base_once, subtract
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.samples import Stretch, sample
 from dna_mamba.data.selection import DEMO, DataConfig, load_genome, load_split
+from dna_mamba.data.store.build import is_directory
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.windows import known_bases
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError, check_regular
@@ -25,9 +25,10 @@ from dna_mamba.model.checkpoints.native import SHIPPED, from_pretrained, shipped
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.configs.read import EvaluateConfig
 from dna_mamba.pipelines.hub import HUB_ID, from_hub
+from dna_mamba.progress import Progress
 from dna_mamba.reading.losses import RegionScores, Score, loss_by_position, score_regions
 from dna_mamba.reading.pieces import check_causal
-from dna_mamba.values import read_config
+from dna_mamba.values import Json, read_config
 
 CONTEXT_BASES = 2**18
 """Bases read for each row of the table of loss against context, at most, but always 16 windows."""
@@ -81,7 +82,7 @@ def find_model(path: Path) -> tuple[Path, dict[str, object] | None]:
     return model, _read_record(record) if record.exists() else None
 
 
-def _read_record(record: Path) -> dict[str, Any]:
+def _read_record(record: Path) -> Json:
     """Read the record of a run; anyone may have written it."""
     try:
         check_regular(record, "the record of a run")
@@ -100,7 +101,9 @@ def _read_record(record: Path) -> dict[str, Any]:
     return values
 
 
-def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: Any, warn: Any) -> GenomeStore:
+def _genome(
+    config: EvaluateConfig, record: Json | None, on_progress: Progress | None, warn: Callable[[str], None] | None
+) -> GenomeStore:
     if config.genome is not None:
         return load_genome(config.genome, on_progress, warn, rna=config.rna)
     if config.rna:
@@ -125,7 +128,7 @@ def _genome(config: EvaluateConfig, record: dict[str, Any] | None, on_progress: 
 
 
 def _regions(
-    config: EvaluateConfig, genome: GenomeStore, record: dict[str, Any] | None, warn: Callable[[str], None] | None
+    config: EvaluateConfig, genome: GenomeStore, record: Json | None, warn: Callable[[str], None] | None
 ) -> tuple[str, list[Interval]]:
     if config.regions:
         return "regions", each_base_once([genome.region(text) for text in config.regions])
@@ -139,7 +142,7 @@ def _regions(
 
 
 def _trained_bases(
-    model: DnaMamba, record: dict[str, Any] | None, genome: GenomeStore, regions: Sequence[Interval], what: str
+    model: DnaMamba, record: Json | None, genome: GenomeStore, regions: Sequence[Interval], what: str
 ) -> tuple[int | None, str]:
     """Count the bases of regions that trained a model, and say what is to be said of it; none where that is not known."""
     known = [(contig, start, end) for contig, rows in (model.trained_on or {}).items() for start, end in rows]
@@ -148,37 +151,44 @@ def _trained_bases(
     if not known or not (model.fingerprints or any(contig in genome.contigs for contig, _, _ in known)):
         return None, ""
     matches = same_contigs(genome, model.fingerprints or {})
-
-    def of_regions(names_of: Callable[[str], Sequence[str]]) -> list[Interval]:
-        """Give the parts of the regions that lie in training intervals of contigs under these names."""
-        found = [
-            Interval(name, start, min(end, genome.contig(name).length))
-            for contig, start, end in known
-            for name in names_of(contig)
-            if start < min(end, genome.contig(name).length)
-        ]
-        return subtract(regions, subtract(regions, found))
-
-    def own(contig: str) -> list[str]:
-        """Give the contig of that name, where its bases do not say which it is."""
-        undecided = contig in genome.contigs and contig not in matches.same and contig not in matches.other
-        return [contig] if undecided else []
-
-    others = of_regions(lambda contig: [contig] if contig in matches.other else [])
+    trained_on = _Known(known, genome, regions)
+    others = trained_on.within({contig: [contig] for contig in matches.other})
     if others:
         names = ", ".join(dict.fromkeys(one.contig for one in others))
         return None, (
             f"whether {what} trained the model is not known: it was trained on contigs named {names[:200]}, which hold other "
             f"bases here; genome audit --against compares sequence"
         )
-    by_bases, by_name = of_regions(lambda contig: matches.same.get(contig, [])), of_regions(own)
+    undecided = [name for name in genome.contigs if name not in matches.same and name not in matches.other]
+    by_bases, by_name = trained_on.within(matches.same), trained_on.within({name: [name] for name in undecided})
     trained = known_bases(genome, [*by_bases, *by_name])
+    if not trained:
+        return 0, ""
     same_run = record is not None and record["genome"]["bases_sha256"] == genome.manifest.bases_sha256
     how = "by the names and places of contigs alone" if by_name and not same_run else "known again by their sequence"
-    return trained, "" if not trained else (
+    return trained, (
         f"the model was trained on {trained:,} of the {known_bases(genome, regions):,} known bases of {what} ({how}): "
         f"there, what follows is no score of held-out sequence"
     )
+
+
+class _Known(NamedTuple):
+    """Where a model was trained, in names of its own genome, and the regions of ours that are asked about."""
+
+    intervals: Sequence[tuple[str, int, int]]
+    """Contig, start and end."""
+    genome: GenomeStore
+    regions: Sequence[Interval]
+
+    def within(self, names_of: Mapping[str, Sequence[str]]) -> list[Interval]:
+        """Give the parts of the regions that lie in these intervals, read under the names that our genome has for a contig."""
+        found = []
+        for contig, start, end in self.intervals:
+            for name in names_of.get(contig, []):
+                end_here = min(end, self.genome.contig(name).length)
+                if start < end_here:
+                    found.append(Interval(name, start, end_here))
+        return subtract(self.regions, subtract(self.regions, found))
 
 
 def score_by_context(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -32,7 +32,7 @@ from dna_mamba.pipelines.evaluate import find_model
 from dna_mamba.pipelines.machines import this_gpu
 from dna_mamba.pipelines.pictures import draw_or_say
 from dna_mamba.pipelines.planning import check_main_memory, choose_cut
-from dna_mamba.pipelines.tasks.task import STATISTICS, Reader, ResultRow, Say, Task, Trained
+from dna_mamba.pipelines.tasks.task import STATISTICS, AnyTask, Reader, ResultRow, Say, Task, Trained
 from dna_mamba.reading.outputs import standardize
 from dna_mamba.training import checkpoint
 from dna_mamba.training.checkpoint import newest_intact
@@ -95,7 +95,7 @@ class _Start:
     name: str
 
 
-def _start(config: FinetuneRunConfig, task: Task[Any], length: int) -> _Start:
+def _start(config: FinetuneRunConfig, task: AnyTask, length: int) -> _Start:
     torch.manual_seed(config.seed)
     if config.checkpoint is None:
         sizes = config.model or SCRATCH
@@ -115,7 +115,7 @@ def _start(config: FinetuneRunConfig, task: Task[Any], length: int) -> _Start:
     return _Start(model=model, language_model=language_model, name=name)
 
 
-def check(config: FinetuneRunConfig, task: Task[Any], warn: Say | None = None) -> dict[int, str]:
+def check(config: FinetuneRunConfig, task: AnyTask, warn: Say | None = None) -> dict[int, str]:
     """Try all that can go wrong before anything is written; give what each length begins with, and say what is left out.
 
     Raises:
@@ -128,7 +128,7 @@ def check(config: FinetuneRunConfig, task: Task[Any], warn: Say | None = None) -
     return begins
 
 
-def plan_as_text(config: FinetuneRunConfig, task: Task[Any], warn: Say | None = None) -> str:
+def plan_as_text(config: FinetuneRunConfig, task: AnyTask, warn: Say | None = None) -> str:
     """Check everything that a run needs, and say what it would do."""
     lines = task.plan()
     for length, began_with in check(config, task, warn).items():
@@ -206,7 +206,7 @@ def run(
         lock.release()
 
 
-def _record(config: FinetuneRunConfig, task: Task[Any], begins: dict[int, str], out: Path) -> None:
+def _record(config: FinetuneRunConfig, task: AnyTask, begins: dict[int, str], out: Path) -> None:
     """Write run.json: what was run, on what."""
     write_json(
         out / "run.json",
@@ -223,7 +223,7 @@ def _record(config: FinetuneRunConfig, task: Task[Any], begins: dict[int, str], 
     )
 
 
-def _check_same(config: FinetuneRunConfig, task: Task[Any], out: Path) -> None:
+def _check_same(config: FinetuneRunConfig, task: AnyTask, out: Path) -> None:
     old = config_of_run(type(config), out)
     free = {name: getattr(config, name) for name in MAY_DIFFER_ON_RESUME}
     recipe = replace(old.recipe, seq_len=config.recipe.seq_len)  # which seq_lens decide
@@ -256,7 +256,7 @@ class _Length:
 
     identity: dict[str, str] = {}  # noqa: RUF012 - never changed; run.json has what a resumed run is held against
 
-    def __init__(self, config: FinetuneRunConfig, task: Task[Any], length: int, folder: Path, say: Say):
+    def __init__(self, config: FinetuneRunConfig, task: AnyTask, length: int, folder: Path, say: Say):
         self.config, self.task, self.length, self.folder, self.say = config, task, length, folder, say
         self.recipe = config.recipe_of(length)
         self.start = _start(config, task, length)

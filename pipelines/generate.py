@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from dna_mamba.alphabet import A, C, G, T
-from dna_mamba.data.build import Progress
 from dna_mamba.data.selection import load_genome
 from dna_mamba.data.vocabulary import BASE_BITS, tokens_of
 from dna_mamba.device import find_device
@@ -18,6 +17,7 @@ from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
 from dna_mamba.pipelines.configs.read import GenerateConfig
 from dna_mamba.pipelines.sequences import load_language_model, warn_if_longer
+from dna_mamba.progress import Progress
 from dna_mamba.reading.generation import generate
 
 LINE = 60

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dna_mamba.data.build import Progress, open_genome
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.kmers import Kmers, contained
 from dna_mamba.data.labelled import LabelledContig, LabelledSplit, LabelledWindows, split_by_homologue, split_by_name
+from dna_mamba.data.store.cache import open_genome
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines.manifests import RECORD, Assembly, GenomeManifest, homologues_of_report, read_genome_manifest
+from dna_mamba.progress import Progress
 
 PARTS = ("train", "valid", "test")
 
@@ -90,11 +91,6 @@ def open_labelled(
         for assembly in one.assemblies:
             store, homologue_of = _open(assembly, folder, manifest, on_progress, warn)
             stores[assembly.name] = store
-            unknown = sorted(set(homologue_of) - set(store.contigs))
-            if unknown and assembly.report_url is None:
-                raise InputError(
-                    f"assembly {assembly.name}: the manifest names contig {unknown[0]!r}, which is not in its file"
-                )
             contigs += [
                 LabelledContig(
                     label=one.label,
@@ -105,13 +101,13 @@ def open_labelled(
                 )
                 for c in store.manifest.contigs
             ]
-    for name in data.held_out_assemblies:
-        if name not in stores:
-            raise InputError(f"assembly {name!r} is held out but not in the manifest; it has {', '.join(stores)}")
+    if unknown := [name for name in data.held_out_assemblies if name not in stores]:
+        raise InputError(f"assembly {unknown[0]!r} is held out but not in the manifest; it has {', '.join(stores)}")
     others = [c for c in contigs if c.genome in data.held_out_assemblies]
     used = [c for c in contigs if c.genome not in data.held_out_assemblies]
     labels = tuple(one.label for one in manifest.classes)
-    if missing := [label for label in labels if not any(c.label == label for c in used)]:
+    present = {c.label for c in used}
+    if missing := [label for label in labels if label not in present]:
         raise InputError(f"class {missing[0]} has no assembly left to train on; hold out fewer")
     split = _split(data, manifest, used)
     return LabelledGenomes(
@@ -160,6 +156,10 @@ def _open(
             homologue_of |= homologues_of_report(report.read_text(encoding="utf-8", errors="replace"), str(report))
         except OSError as error:
             raise InputError(f"cannot read {report}: {error.strerror}; run dna-mamba genome fetch again") from error
+    elif unknown := sorted(set(homologue_of) - set(store.contigs)):
+        raise InputError(
+            f"assembly {assembly.name}: the manifest names contig {unknown[0]!r}, which is not in its file"
+        )
     return store, homologue_of
 
 
@@ -275,35 +275,33 @@ class LabelledAudit:
 
 def audit(genomes: LabelledGenomes, split_by: str) -> LabelledAudit:
     """Count the bases of each part, the loci that are in two, and the 31-mers that parts share."""
-    total = sum(c.length for part in PARTS for c in getattr(genomes.split, part))
+    parts: dict[str, Sequence[LabelledContig]] = {part: getattr(genomes.split, part) for part in PARTS}
+    total = sum(c.length for contigs in parts.values() for c in contigs)
     kmers = {}
-    for part in PARTS:
+    for part, contigs in parts.items():
         for label in genomes.labels:
             found = Kmers.for_bases(total)
-            for contig in getattr(genomes.split, part):
+            for contig in contigs:
                 if contig.label == label:
                     found.add(genomes.stores[contig.genome].stored(contig.contig, 0, contig.length))
             kmers[part, label] = found.distinct()
     training = np.unique(np.concatenate([kmers["train", label] for label in genomes.labels]))
+
+    def shared(part: str, label: str) -> float:
+        some = kmers[part, label]
+        return float(contained(some, training).mean()) if some.size else 0.0
+
     return LabelledAudit(
-        bases={
-            part: {
-                label: sum(c.length for c in getattr(genomes.split, part) if c.label == label)
-                for label in genomes.labels
-            }
-            for part in PARTS
-        },
-        left_out={label: sum(c.length for c in genomes.split.left_out if c.label == label) for label in genomes.labels},
+        bases={part: _bases_by_label(contigs, genomes.labels) for part, contigs in parts.items()},
+        left_out=_bases_by_label(genomes.split.left_out, genomes.labels),
         loci_in_two_parts=_in_two_parts(genomes.split, split_by),
-        shared_kmers={
-            part: {
-                label: float(contained(kmers[part, label], training).mean()) if kmers[part, label].size else 0.0
-                for label in genomes.labels
-            }
-            for part in ("valid", "test")
-        },
+        shared_kmers={part: {label: shared(part, label) for label in genomes.labels} for part in ("valid", "test")},
         sampled=Kmers.for_bases(total).one_of,
     )
+
+
+def _bases_by_label(contigs: Sequence[LabelledContig], labels: Sequence[str]) -> dict[str, int]:
+    return {label: sum(c.length for c in contigs if c.label == label) for label in labels}
 
 
 def _in_two_parts(split: LabelledSplit, split_by: str) -> tuple[str, ...]:

@@ -2,21 +2,20 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dna_mamba.data.build import build
 from dna_mamba.data.download import MAX_BYTES, check_url, download
-from dna_mamba.data.genome import GenomeStore, file_sha256
+from dna_mamba.data.store.build import build
+from dna_mamba.data.store.genome import GenomeStore, file_sha256
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.files import write_json
 from dna_mamba.pipelines.config_files import load_yaml
-from dna_mamba.values import read_config
+from dna_mamba.values import Json, read_config
 
 SHIPPED = ("great-apes", "hyenadna-5")
 """Manifests in the package, by name."""
@@ -142,7 +141,7 @@ def read_genome_manifest(path: Path) -> GenomeManifest:
     return read_config(GenomeManifest, values, str(path))
 
 
-def _listed(value: object, where: str) -> list[dict[str, Any]]:
+def _listed(value: object, where: str) -> list[Json]:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise InputError(f"{where} is {str(value)[:60]!r}, expected a list of sections")
     return value
@@ -168,18 +167,24 @@ def homologues_of_report(text: str, where: str) -> dict[str, str]:
         if line.startswith("#") or not line.strip():
             continue
         row = dict(zip(columns, line.split("\t"), strict=False))
-        label = re.search(r"hsa([0-9XY]+[ab]?(?:x[0-9XY]+)?)", row.get("Sequence-Name", ""), re.IGNORECASE)
-        homologue = label[1] if label else ""
-        if not homologue and human and row.get("Sequence-Role") == "assembled-molecule":
-            homologue = row.get("Assigned-Molecule", "")
-        if homologue in ("", "na", "MT"):
-            continue
+        homologue = _homologue_of_row(row, human)
         for column in ("RefSeq-Accn", "GenBank-Accn"):
-            if row.get(column, "na") != "na":
+            if homologue not in ("", "na", "MT") and row.get(column, "na") != "na":
                 found[row[column]] = homologue
     if not found:
         raise InputError(f"{where} names no human homologue of any contig (no hsa label)")
     return found
+
+
+def _homologue_of_row(row: Mapping[str, str], human: bool) -> str:
+    label = re.search(r"hsa([0-9XY]+[ab]?(?:x[0-9XY]+)?)", row.get("Sequence-Name", ""), re.IGNORECASE)
+    if label is None and human and row.get("Sequence-Role") == "assembled-molecule":
+        return row.get("Assigned-Molecule", "")
+    return label[1] if label else ""
+
+
+Report = Callable[[str, int, int | None], None]
+"""Called with what is being done, bytes done and bytes in all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,7 +206,7 @@ def fetch(
     manifest: GenomeManifest,
     folder: Path,
     *,
-    on_progress: Callable[[str, int, int | None], None] | None = None,
+    on_progress: Report | None = None,
     say: Callable[[str], None] | None = None,
     pause: float = 1.0,
 ) -> list[Fetched]:
@@ -251,7 +256,7 @@ def _fetch_one(
     assembly: Assembly,
     folder: Path,
     record: dict[str, dict[str, str]],
-    on_progress: Callable[[str, int, int | None], None] | None,
+    on_progress: Report | None,
     say: Callable[[str], None],
     pause: float,
 ) -> Fetched:
@@ -268,49 +273,17 @@ def _fetch_one(
         file = Path(assembly.fasta)
         sha256 = file_sha256(file)
     else:
-        assert assembly.url is not None
-        if not assembly.tried:
-            say(
-                f"{assembly.name}: nobody has tried its URL for this manifest; if it fails, look up {assembly.accession}"
-            )
         file = folder / f"{assembly.name}.fa.gz"
-        if known and known.get("url") != assembly.url:
-            say(f"{assembly.name}: what is here came from another URL ({known.get('url')}); it is fetched anew")
-            file.unlink(missing_ok=True)
-            known.clear()
-        expected = assembly.sha256 or known.get("sha256")
-        sha256 = download(
-            assembly.url, file, sha256=expected, on_progress=progress("downloading"), max_bytes=MAX_BYTES, pause=pause
-        )
-        if expected is None:
-            recorded_now = True
-            say(f"{assembly.name}: the manifest names no checksum; recorded SHA-256 {sha256} of what came")
-        known |= {"sha256": sha256, "url": assembly.url}
+        sha256, recorded_now = _fetch_file(assembly, file, known, progress("downloading"), say, pause)
     homologue_of = {row.name: row.homologue for row in assembly.contigs if row.verified}
     if assembly.report_url is not None:
-        report = folder / f"{assembly.name}.report.txt"
-        if known.get("report_url", assembly.report_url) != assembly.report_url:
-            report.unlink(missing_ok=True)
-            known.pop("report_sha256", None)
-        expected = known.get("report_sha256")
-        came = download(assembly.report_url, report, sha256=expected, max_bytes=MAX_REPORT_BYTES, pause=pause)
-        try:
-            homologue_of |= homologues_of_report(report.read_text(encoding="utf-8", errors="replace"), str(report))
-        except InputError:  # an error page perhaps: the next try asks again
-            report.unlink(missing_ok=True)
-            known.pop("report_sha256", None)
-            raise
-        if expected is None:
-            say(f"{assembly.name}: no checksum of its report is known; recorded SHA-256 {came} of what came")
-        known |= {"report_sha256": came, "report_url": assembly.report_url}
+        homologue_of |= _fetch_report(assembly.name, assembly.report_url, folder, known, say, pause)
     store = folder / f"{assembly.name}.dna"
     if known.get("stored") != sha256 or not _is_store(store):
         try:
             build([file], store, overwrite=True, on_progress=progress("packing"))
         except InputError:
-            if (
-                recorded_now and assembly.url is not None
-            ):  # no genome came, an error page perhaps: the next try asks again
+            if recorded_now:  # no genome came, an error page perhaps: the next try asks again
                 file.unlink(missing_ok=True)
                 known.clear()
             raise
@@ -318,6 +291,52 @@ def _fetch_one(
     return Fetched(
         label=label, assembly=assembly, store=store, sha256=sha256, recorded_now=recorded_now, homologue_of=homologue_of
     )
+
+
+def _fetch_file(
+    assembly: Assembly,
+    file: Path,
+    known: dict[str, str],
+    progress: Callable[[int, int | None], None],
+    say: Callable[[str], None],
+    pause: float,
+) -> tuple[str, bool]:
+    """Download an assembly and note it in what is known of it; return its SHA-256, and whether that was not known before."""
+    assert assembly.url is not None
+    if not assembly.tried:
+        say(f"{assembly.name}: nobody has tried its URL for this manifest; if it fails, look up {assembly.accession}")
+    if known and known.get("url") != assembly.url:
+        say(f"{assembly.name}: what is here came from another URL ({known.get('url')}); it is fetched anew")
+        file.unlink(missing_ok=True)
+        known.clear()
+    expected = assembly.sha256 or known.get("sha256")
+    sha256 = download(assembly.url, file, sha256=expected, on_progress=progress, max_bytes=MAX_BYTES, pause=pause)
+    if expected is None:
+        say(f"{assembly.name}: the manifest names no checksum; recorded SHA-256 {sha256} of what came")
+    known |= {"sha256": sha256, "url": assembly.url}
+    return sha256, expected is None
+
+
+def _fetch_report(
+    name: str, url: str, folder: Path, known: dict[str, str], say: Callable[[str], None], pause: float
+) -> dict[str, str]:
+    """Download an assembly report and note it in what is known of the assembly; return its contigs' human homologues."""
+    report = folder / f"{name}.report.txt"
+    if known.get("report_url", url) != url:
+        report.unlink(missing_ok=True)
+        known.pop("report_sha256", None)
+    expected = known.get("report_sha256")
+    came = download(url, report, sha256=expected, max_bytes=MAX_REPORT_BYTES, pause=pause)
+    try:
+        homologue_of = homologues_of_report(report.read_text(encoding="utf-8", errors="replace"), str(report))
+    except InputError:  # an error page perhaps: the next try asks again
+        report.unlink(missing_ok=True)
+        known.pop("report_sha256", None)
+        raise
+    if expected is None:
+        say(f"{name}: no checksum of its report is known; recorded SHA-256 {came} of what came")
+    known |= {"report_sha256": came, "report_url": url}
+    return homologue_of
 
 
 def _is_store(path: Path) -> bool:

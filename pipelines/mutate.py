@@ -4,15 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dna_mamba.alphabet import A
-from dna_mamba.data.build import Progress
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.selection import load_genome
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_writable
@@ -21,7 +20,12 @@ from dna_mamba.pipelines.configs.score import MutateConfig
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.sequences import Reached, load_language_model, read_piece
 from dna_mamba.pipelines.tables import write_rows
+from dna_mamba.progress import Progress
 from dna_mamba.reading.forks import Allele, score_alleles
+from dna_mamba.reading.walk import Read
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = {"contig": str, "pos": int, "ref": str, "alt": str, "DMLLR": float}
 MOST_BASES = 1 << 20
@@ -65,24 +69,30 @@ def saturate(
     length = genome.contig(region.contig).length
     found_T4 = np.full((len(letters), 4), np.nan)
     found_T4[places] = 0.0
-    for strand in "+-" if strands == "both" else "+":
-        whole = Interval(region.contig, 0, length, strand)
+    both = "+-" if strands == "both" else "+"
+    for strand in both:
         if on_bases is not None:
             on_bases(0)  # the other strand's pass begins at its own first base
-        starts = [region.start + place if strand == "+" else length - 1 - region.start - place for place, _ in pairs]
-        first = 0 if left is None else max(0, min(starts, default=0) - left)
-        bases = [number if strand == "+" else 3 - number for _, number in pairs]
-        alleles = [
-            Allele(start - first, 1, np.array([A + base], np.uint8)) for start, base in zip(starts, bases, strict=True)
+        at = [
+            (region.start + place, number) if strand == "+" else (length - 1 - region.start - place, 3 - number)
+            for place, number in pairs
         ]
-
-        def read(start: int, end: int, whole: Interval = whole, first: int = first) -> np.ndarray:
-            return read_piece(genome, whole, first + start, first + end) if end > start else np.zeros(0, np.uint8)
-
+        first = 0 if left is None else max(0, min((start for start, _ in at), default=0) - left)
+        alleles = [Allele(start - first, 1, np.array([A + base], np.uint8)) for start, base in at]
+        read = _from(genome, Interval(region.contig, 0, length, strand), first)
         found = score_alleles(model, read, length - first, alleles, left=None, right=right, on_bases=on_bases).ratios
         for (place, number), ratio in zip(pairs, found.tolist(), strict=True):
-            found_T4[place, number] += ratio / len("+-" if strands == "both" else "+")
+            found_T4[place, number] += ratio / len(both)
     return found_T4
+
+
+def _from(genome: GenomeStore, whole: Interval, first: int) -> Read:
+    """Read a contig, along its strand, in positions that count from `first`."""
+
+    def read(start: int, end: int) -> np.ndarray:
+        return read_piece(genome, whole, first + start, first + end) if end > start else np.zeros(0, np.uint8)
+
+    return read
 
 
 def run(
@@ -103,20 +113,10 @@ def run(
     model = load_language_model(config.model, device, "scoring variants")
     check_writable(config.out, config.picture)
     genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
-    region = genome.region(config.region)
-    if len(region) > MOST_BASES:
-        raise InputError(
-            f"--region {config.region} has {len(region):,} bases; at most {MOST_BASES:,} are mutated at once"
-        )
-    if config.picture is not None and len(region) > MOST_DRAWN:
-        raise InputError(f"--picture shows up to {MOST_DRAWN:,} bases, the region has {len(region):,}; take -o alone")
-    length = genome.contig(region.contig).length
-    letters = genome.fetch(Interval(region.contig, region.start, region.end))
-    if not any(map(letters.count, "ACGT")):
-        raise InputError(f"--region {config.region} holds no A, C, G or T, so there is nothing to mutate; name another")
+    region, letters = _region(config, genome)
     if warn and (unknown := len(letters) - sum(map(letters.count, "ACGT"))):
         warn(f"{unknown:,} of the {len(letters):,} bases of {config.region} are N, and are not mutated")
-    before = length if config.left is None else config.left + len(region)
+    before = genome.contig(region.contig).length if config.left is None else config.left + len(region)
     total = (2 if config.strands == "both" else 1) * (before + len(region) * (3 * (config.right + 1)))
     if say:
         say(f"{3 * len(region):,} substitutions: about {total:,} bases to read")
@@ -137,6 +137,21 @@ def run(
     return MutateResult(region=region, letters=letters, scores_T4=scores_T4, seconds=time.monotonic() - started)
 
 
+def _region(config: MutateConfig, genome: GenomeStore) -> tuple[Interval, str]:
+    """Give the region and its letters; an InputError where it is too long, or there is nothing to mutate."""
+    region = genome.region(config.region)
+    if len(region) > MOST_BASES:
+        raise InputError(
+            f"--region {config.region} has {len(region):,} bases; at most {MOST_BASES:,} are mutated at once"
+        )
+    if config.picture is not None and len(region) > MOST_DRAWN:
+        raise InputError(f"--picture shows up to {MOST_DRAWN:,} bases, the region has {len(region):,}; take -o alone")
+    letters = genome.fetch(Interval(region.contig, region.start, region.end))
+    if not any(map(letters.count, "ACGT")):
+        raise InputError(f"--region {config.region} holds no A, C, G or T, so there is nothing to mutate; name another")
+    return region, letters
+
+
 def _write(out: Path, region: Interval, letters: str, scores_T4: np.ndarray) -> None:
     rows = [
         (region.contig, region.start + place + 1, base, alt, float(scores_T4[place, number]))
@@ -155,7 +170,7 @@ MOST_LETTERS = 600
 """Bases of a region whose letters are written; of a longer one dots mark the genome."""
 
 
-def draw(scores_T4: np.ndarray, letters: str, region: Interval) -> object:
+def draw(scores_T4: np.ndarray, letters: str, region: Interval) -> "Figure":
     """Draw a heat-map, in rows of 60 bases: blue is less likely to the model than the genome's base, red more.
 
     Returns:
@@ -164,7 +179,7 @@ def draw(scores_T4: np.ndarray, letters: str, region: Interval) -> object:
     wide = WIDE if len(letters) <= MOST_LETTERS else 4 * WIDE
     starts = range(0, len(letters), wide)
     figure = figure_of(9, 1.3 + 1.15 * len(starts))
-    panels: Any = figure.subplots(len(starts), squeeze=False)[:, 0]
+    panels = figure.subplots(len(starts), squeeze=False)[:, 0]
     known = np.abs(scores_T4[~np.isnan(scores_T4)])
     limit = max(1e-6, float(np.quantile(known, 0.99))) if len(known) else 1.0
     for axes, start in zip(panels, starts, strict=True):

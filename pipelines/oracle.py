@@ -4,9 +4,11 @@
 import csv
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,33 +46,50 @@ def read_truth(folder: Path, bases_of: Mapping[str, int]) -> Truth:
     try:
         values = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
         tree = {row["branch"]: row for row in values["tree"]}
-        with open(folder / EVENTS, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-        positions: dict[tuple[str, str], dict[str, list[int]]] = {}
-        spans: dict[str, list[int]] = {}
-        shown: dict[tuple[str, str], int] = {}
-        for row in rows:
-            where = [int(text) for text in row["diagnostic"].split(",") if text]
-            positions.setdefault((row["species"], row["contig"]), {}).setdefault(row["branch"], []).extend(where)
-            if where:
-                spans.setdefault(row["branch"], []).append(where[-1] - where[0])
-                shown[row["species"], row["branch"]] = shown.get((row["species"], row["branch"]), 0) + 1
+        species = tuple(name for name, row in tree.items() if row["species"])
+        branches = tuple(name for name, row in tree.items() if row["insertions"])
+        insertions = _read_insertions(folder / EVENTS)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no truth of a simulation that can be read: {error}") from error
-    species = tuple(name for name, row in tree.items() if row["species"])
-    branches = tuple(name for name, row in tree.items() if row["insertions"])
+    positions: dict[tuple[str, str], dict[str, list[int]]] = {}
+    spans: dict[str, list[int]] = {}
+    for one in insertions:
+        positions.setdefault((one.species, one.contig), {}).setdefault(one.branch, []).extend(one.diagnostic)
+        if one.diagnostic:
+            spans.setdefault(one.branch, []).append(one.diagnostic[-1] - one.diagnostic[0])
+    shown = Counter((one.species, one.branch) for one in insertions if one.diagnostic)
     known = [s for s in species if bases_of.get(s)]
-    per_base = {(s, b): shown.get((s, b), 0) / bases_of[s] for s in known for b in branches if b in path_of(s)}
     return Truth(
         species=species,
         branches=branches,
-        per_base=per_base,
+        per_base={(s, b): shown[s, b] / bases_of[s] for s in known for b in branches if b in path_of(s)},
         mean_span={branch: float(np.mean(spans.get(branch, [0]))) for branch in branches},
         diagnostic={
             key: {branch: np.sort(np.array(some)) for branch, some in of_branch.items()}
             for key, of_branch in positions.items()
         },
     )
+
+
+class _Insertion(NamedTuple):
+    species: str
+    contig: str
+    branch: str
+    diagnostic: list[int]
+    """Positions, ascending."""
+
+
+def _read_insertions(path: Path) -> list[_Insertion]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return [
+            _Insertion(
+                row["species"],
+                row["contig"],
+                row["branch"],
+                [int(text) for text in row["diagnostic"].split(",") if text],
+            )
+            for row in csv.DictReader(file, delimiter="\t")
+        ]
 
 
 def chances(truth: Truth, window_bases: int) -> tuple[np.ndarray, list[frozenset[str]]]:

@@ -3,14 +3,18 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from dna_mamba.files import WholeFile
 from dna_mamba.training.metrics_csv import read_metrics
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # matplotlib is heavy, and not every run draws
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from dna_mamba.pipelines.evaluate import ContextRow
 
+T = TypeVar("T")
 COLOURS = ("#7f7f7f", "#d55e00", "#e69f00", "#009e73")
 MOST_POINTS = 4000
 """Of a line; a run of a million steps is drawn by so many of them."""
@@ -28,21 +32,21 @@ def draw_or_say(draw: Callable[[], object], picture: Path, say: Callable[[str], 
             say(f"{picture} was not drawn: {why}; nothing else is missing")
 
 
-def save(figure: Any, picture: Path) -> Path:
+def save(figure: "Figure", picture: Path) -> Path:
     """Write a figure as PNG, whole or not at all."""
     with WholeFile(picture) as path:
         figure.savefig(path, format="png")
     return picture
 
 
-def figure_of(width: float = 8, height: float = 4.5) -> Any:
+def figure_of(width: float = 8, height: float = 4.5) -> "Figure":
     """Make an empty figure of so many inches, at 150 points an inch."""
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def label_ends(axes: Any, lines: Sequence[tuple[float, str, str]]) -> None:
+def label_ends(axes: "Axes", lines: Sequence[tuple[float, str, str]]) -> None:
     """Write names of horizontal lines beside their right ends, moved apart where they would lie over each other."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.05
@@ -56,7 +60,7 @@ def label_ends(axes: Any, lines: Sequence[tuple[float, str, str]]) -> None:
         )  # fmt: skip
 
 
-def _thin(values: Sequence[Any]) -> list[Any]:
+def _thin(values: Sequence[T]) -> list[T]:
     """Keep the first of every few where there are too many to be seen."""
     return list(values[:: max(1, len(values) // MOST_POINTS)])
 
@@ -137,7 +141,7 @@ def draw_report(metrics: Path, speed: Path, picture: Path, title: str) -> Path:
     return save(figure, picture)
 
 
-def _draw_losses(loss: Any, rows: Sequence[Mapping[str, str]]) -> None:
+def _draw_losses(loss: "Axes", rows: Sequence[Mapping[str, str]]) -> None:
     """Draw bits per base over the steps into axes, a line a window length, with the validations."""
     from matplotlib import colormaps
 

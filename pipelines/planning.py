@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -361,10 +360,12 @@ def measure(
     )
 
 
-def measure_or_none(*arguments: Any) -> Speed | None:
+def measure_or_none(
+    model: BackboneConfig, implementation: str, device: str, precision: str, window_bases: int, cut: Cut, windows: int
+) -> Speed | None:
     """Give what `measure` gives, or None where memory runs out: the run itself will cut its pieces smaller."""
     try:
-        return measure(*arguments)
+        return measure(model, implementation, device, precision, window_bases, cut, windows)
     except torch.cuda.OutOfMemoryError:
         pass
     gc.collect()

@@ -7,19 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from dna_mamba.data.build import Progress
 from dna_mamba.data.fingerprints import fingerprints
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import NextBase
 from dna_mamba.data.samples import Stretch
 from dna_mamba.data.selection import load_genome, load_split
 from dna_mamba.data.splits import Split
 from dna_mamba.data.steps import TrainingSteps
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.windows import read_by
 from dna_mamba.errors import InputError
 from dna_mamba.files import write_json, write_text
@@ -30,6 +29,7 @@ from dna_mamba.pipelines.config_files import dump_yaml, load_yaml
 from dna_mamba.pipelines.configs.pretrain import PretrainConfig
 from dna_mamba.pipelines.pretrain_plan import Plan, plan_of, resolve, sample_of
 from dna_mamba.pipelines.pretrain_results import PretrainResult, finish
+from dna_mamba.progress import Progress
 from dna_mamba.reading.losses import score_regions
 from dna_mamba.training import checkpoint
 from dna_mamba.training.checkpoint import newest_intact, set_aside
@@ -59,8 +59,8 @@ def config_of_run(out: Path) -> PretrainConfig:
 
 
 def _check_same(old: PretrainConfig, new: PretrainConfig, out: Path) -> None:
-    def differences(a: Any, b: Any, path: tuple[str, ...]) -> list[str]:
-        if isinstance(a, dict):
+    def differences(a: object, b: object, path: tuple[str, ...]) -> list[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
             return [d for key in a for d in differences(a[key], b[key], (*path, key))]
         if a == b or path in MAY_DIFFER_ON_RESUME:
             return []

@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dna_mamba.data.build import Progress
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import subtract
 from dna_mamba.data.length_warmup import Stage, lengths, plan_stages
 from dna_mamba.data.samples import Stretch, sample
 from dna_mamba.data.selection import DEMO, load_genome, load_split
 from dna_mamba.data.splits import Split
 from dna_mamba.data.steps import TrainingSteps
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.windows import Windows, check_length, known_bases, plan_windows, read_by
 from dna_mamba.device import find_device, find_precision
 from dna_mamba.errors import InputError
@@ -31,6 +30,7 @@ from dna_mamba.pipelines.planning import (
     seconds_a_base,
     tabled_speed,
 )
+from dna_mamba.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,15 +4,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.markov import STRENGTHS, MarkovModels
 from dna_mamba.data.samples import Stretch
 from dna_mamba.data.splits import Split
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.vocabulary import BASE_BITS
 from dna_mamba.files import write_json
 from dna_mamba.model.checkpoints.native import from_pretrained
@@ -20,6 +19,7 @@ from dna_mamba.pipelines.configs.pretrain import PretrainConfig
 from dna_mamba.pipelines.pretrain_plan import Plan, sample_of
 from dna_mamba.reading.losses import RegionScores, Score, score_regions
 from dna_mamba.training.counters import Counters
+from dna_mamba.values import Json
 
 MARKOV_CHOICE_BASES = 2**22
 """Of validation, that the order and strength of Markov models are chosen on at most."""
@@ -180,7 +180,7 @@ def _write_results(
     )
 
 
-Known = tuple[RegionScores, list[Row], tuple[dict[str, Any], ...], Sequence[int | None]]
+Known = tuple[RegionScores, list[Row], tuple[Json, ...], Sequence[int | None]]
 
 
 def _read_results(path: Path, identity: dict[str, str]) -> Known | None:
@@ -204,7 +204,7 @@ def markov_table(
     train: Sequence[Interval],
     test: Sequence[Stretch],
     num_targets: int,
-) -> tuple[tuple[dict[str, Any], ...], int, int]:
+) -> tuple[tuple[Json, ...], int, int]:
     """Fit Markov models on what the model can read in training and score them on the model's targets.
 
     Args:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.splits import Split
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.errors import InputError
 
 PACKAGES = ("dna-mamba", "torch", "lightning", "numpy", "numba", "safetensors", "triton")
@@ -73,18 +73,17 @@ def _check_out(path: Path, *, resume: bool, overwrite: bool) -> bool:
         raise InputError(
             f"--out {path} exists; pass --resume to go on with it, --overwrite to replace it, or choose another"
         )
-    if (
-        filled
-        and overwrite
-        and not resume
-        and ({entry.name for entry in path.iterdir()} - WRITTEN or not _is_run(path))
-    ):
+    if filled and overwrite and not resume and not _is_ours(path):
         raise InputError(
             f"--out {path} exists and is no run, or holds other files, so it is not overwritten; choose another"
         )
     if resume and not (path / "config.yaml").exists():
         raise InputError(f"--resume: {path} holds no run to go on with (no config.yaml in it)")
     return filled
+
+
+def _is_ours(path: Path) -> bool:
+    return _is_run(path) and not {entry.name for entry in path.iterdir()} - WRITTEN
 
 
 def versions() -> dict[str, str]:

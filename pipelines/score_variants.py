@@ -6,43 +6,37 @@ to write. In between stand some thirty bytes an allele that is scored, and one o
 
 import itertools
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from dna_mamba.data.build import Progress
-from dna_mamba.data.genome import GenomeStore, file_sha256
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.selection import load_genome
+from dna_mamba.data.store.genome import GenomeStore, file_sha256
 from dna_mamba.data.variants import (
     Variant,
     VcfReader,
-    allele_status,
-    core_of,
     info_line,
-    reference_fault,
     with_info,
 )
 from dna_mamba.data.vcf_blocks import NO_ALT, SLOW, STAR, SYMBOLIC, weave
-from dna_mamba.data.vocabulary import letters_of_store, reverse_complement_tokens, tokens_of
+from dna_mamba.data.vocabulary import reverse_complement_tokens
 from dna_mamba.device import find_device
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile, check_is_no_input, check_writable
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.configs.score import ScoreConfig, format_of
 from dna_mamba.pipelines.evaluate import find_model
+from dna_mamba.pipelines.score_survey import SCORED, STATUSES, Survey
 from dna_mamba.pipelines.sequences import Reached, load_language_model, read_piece
 from dna_mamba.pipelines.tables import write_rows
+from dna_mamba.progress import Progress
 from dna_mamba.reading.forks import Allele, AlleleScores, score_alleles
 
-MAX_ALLELE_BASES = 1 << 20
 CHEAPER_LEFT = 16_384
-WRONG_BUILD_SHARE = 0.05
-"""With more records than this whose REF differs, another assembly is the likely reason."""
 MEANING = (
     "log P(ALT and the right flank | left context) - log P(REF and the right flank | left context), in nats over A C G T; "
     "positive: ALT is likelier to the model. Alleles are trimmed and moved left first, so one haplotype has one score; the "
@@ -53,12 +47,6 @@ DISTANCE_MEANING = (
     "flank; same contexts as {prefix}LLR"
 )
 COLUMNS = {"contig": str, "pos": int, "id": str, "ref": str, "alt": str}
-STATUSES = (
-    "scored", "star", "symbolic", "breakend", "no_alt", "ambiguous", "too_long", "ref_mismatch", "no_contig",
-)  # fmt: skip
-SCORED = 0
-OF_KIND = np.array([0, *(STATUSES.index(name) for name in ("symbolic", "star", "no_alt"))], np.uint8)
-"""Status of the kinds of records that are not taken apart."""
 WRITE_AT_ONCE = 1 << 16
 """Characters; Bio.bgzf takes time in the square of what it is given at once."""
 
@@ -74,135 +62,6 @@ class ScoreResult:
     num_moved: int
     """Records with an insertion or deletion that stood further right than it could; they were scored where it begins."""
     seconds: float
-
-
-@dataclass
-class _OfContig:
-    """Alleles of a contig that are to be scored, and their number among all of those, in the order of the file."""
-
-    starts: array = field(default_factory=lambda: array("q"))
-    ref_bases: array = field(default_factory=lambda: array("i"))
-    ends: array = field(default_factory=lambda: array("q"))
-    """Of each allele's tokens in `tokens`."""
-    tokens: bytearray = field(default_factory=bytearray)
-    numbers: array = field(default_factory=lambda: array("q"))
-
-    def alleles(self) -> list[Allele]:
-        """Give them as the scoring takes them."""
-        begins = [0, *self.ends[:-1]]
-        return [
-            Allele(start, bases, np.frombuffer(self.tokens[a:b], np.uint8))
-            for start, bases, a, b in zip(self.starts, self.ref_bases, begins, self.ends, strict=True)
-        ]
-
-
-class _Survey:
-    """What a first reading of a VCF finds: a status an allele, and what is to be scored."""
-
-    def __init__(self, config: ScoreConfig, genome: GenomeStore):
-        self.config, self.genome = config, genome
-        self.statuses = bytearray()
-        self.by_contig: dict[str, _OfContig] = {}
-        self.num_records = self.num_moved = self.num_scored = 0
-        self.num_mismatched = self.num_without_contig = self.num_ambiguous = 0
-        self.first_fault: tuple[Variant, str] | None = None
-
-    def read_file(self, reader: VcfReader) -> None:
-        """Take in all records of a file; see `read`."""
-        is_vcf = format_of(self.config.out) in (".vcf", ".vcf.gz")
-        foreign = self.config.foreign(reader.header) if is_vcf else frozenset()
-        for block in reader.blocks():
-            before = 0
-            if any(name.encode() in block.text for name in foreign):
-                for number, (start, end) in enumerate(block.info.tolist()):
-                    info = block.text[start:end].decode("utf-8", "surrogateescape")
-                    self.config.check_info(info, foreign, block.first_line + number)
-            for number in np.flatnonzero(block.kinds == SLOW).tolist():
-                self.statuses += OF_KIND[block.kinds[before:number]].tobytes()
-                before = number + 1
-                self._take(reader.record(block, number))
-            self.statuses += OF_KIND[block.kinds[before:]].tobytes()
-            self.num_records += len(block)
-        self._judge()
-
-    def read(self, records: Iterable[Variant]) -> None:
-        """Take in all records.
-
-        Raises:
-            InputError: A REF is not in the genome, unless mismatches are passed over; or no record is on one of its contigs.
-        """
-        for record in records:
-            self.num_records += 1
-            self._take(record)
-        self._judge()
-
-    def _judge(self) -> None:
-        if self.first_fault is None:
-            return
-        if self.config.skip_mismatches:
-            passed = self.num_mismatched + self.num_without_contig
-            if not self.num_scored and passed and not self.num_ambiguous:
-                what = "is on a contig" if self.num_without_contig == passed else "fits the bases"
-                raise InputError(
-                    f"{self.config.variants}: of {passed:,} records with bases to score none {what} of {self.config.genome}; "
-                    f"line {self.first_fault[0].line}: {self.first_fault[1]}"
-                )
-            return
-        variant, fault = self.first_fault
-        number = self.num_mismatched + self.num_without_contig
-        share = number / self.num_records
-        build = " (is it another assembly?)" if share > WRONG_BUILD_SHARE else ""
-        raise InputError(
-            f"{self.config.variants}, line {variant.line} ({variant.contig}:{variant.start + 1}): {fault}; {number:,} of "
-            f"{self.num_records:,} records ({share:.1%}) do not fit {self.config.genome}{build}; --skip-mismatches passes over "
-            f"them"
-        )
-
-    def _take(self, record: Variant) -> None:
-        statuses = [allele_status(alt) for alt in record.alts or (".",)]
-        if None not in statuses:
-            self.statuses.extend(STATUSES.index(status) for status in statuses if status is not None)
-            return
-        fault = reference_fault(self.genome, record)
-        whole: str | None = None
-        letters = ""
-        if fault is not None:
-            whole = "ref_mismatch" if record.contig in self.genome.contigs else "no_contig"
-            self.num_mismatched += whole == "ref_mismatch"
-            self.num_without_contig += whole == "no_contig"
-            self.first_fault = self.first_fault or (record, fault)
-        else:
-            stored = self.genome.stored(record.contig, record.start, record.start + len(record.ref))
-            letters = letters_of_store(stored)
-            # REF adds nothing where the genome, or REF itself, says no base: nothing to compare with
-            if "N" in letters or "N" in record.ref.upper():
-                whole = "ambiguous"
-                self.num_ambiguous += 1
-        moved = False
-        for status, alt in zip(statuses, record.alts, strict=True):
-            if status is None:
-                status = whole or ("too_long" if len(alt) > MAX_ALLELE_BASES else None)
-            if status is None:
-                moved |= self._note(record, letters, alt)
-            self.statuses.append(SCORED if status is None else STATUSES.index(status))
-        self.num_moved += moved
-
-    def _note(self, record: Variant, letters: str, alt: str) -> bool:
-        """Note an allele that is to be scored; say whether it is written otherwise than bcftools norm would."""
-        core = core_of(self.genome, record.contig, record.start, letters, alt)
-        of_contig = self.by_contig.setdefault(record.contig, _OfContig())
-        of_contig.starts.append(core.start)
-        of_contig.ref_bases.append(core.ref_bases)
-        of_contig.tokens += tokens_of(core.alt).tobytes()
-        of_contig.ends.append(len(of_contig.tokens))
-        of_contig.numbers.append(self.num_scored)
-        self.num_scored += 1
-        if core.moved or len(record.alts) > 1:  # alleles of one record share a REF, longer than some of them need
-            return core.moved
-        # an insertion or deletion is written with the base before it, but for one before the first base of all
-        anchor = int(bool(core.ref_bases) != bool(core.alt) and core.start > 0)
-        usual = (core.start - anchor, core.ref_bases + anchor)
-        return (record.start, len(letters)) != usual and letters != alt.upper() and core.start > 0
 
 
 def run(
@@ -234,7 +93,7 @@ def run(
     reader = VcfReader(config.variants, warn)
     before = config.variants.stat()
     genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
-    survey = _Survey(config, genome)
+    survey = Survey(config, genome)
     survey.read_file(reader)
     if not survey.num_records:
         say(f"{config.variants} has no record; the output has none either")
@@ -264,7 +123,7 @@ def run(
     )
 
 
-def _warn_of_context(config: ScoreConfig, survey: _Survey, trained: int | None, warn: Callable[[str], None]) -> None:
+def _warn_of_context(config: ScoreConfig, survey: Survey, trained: int | None, warn: Callable[[str], None]) -> None:
     """Say once how many alleles are scored with more context than the model was trained on."""
     if trained is None or not survey.num_scored:
         return
@@ -280,7 +139,7 @@ def _warn_of_context(config: ScoreConfig, survey: _Survey, trained: int | None, 
         )
 
 
-def _cost(config: ScoreConfig, survey: _Survey, genome: GenomeStore) -> str:
+def _cost(config: ScoreConfig, survey: Survey, genome: GenomeStore) -> str:
     """Say what will be read, and name what is cheaper by far."""
     strands = ["+", "-"] if config.strands == "both" else ["+"]
     passes = letters = 0
@@ -298,7 +157,7 @@ def _cost(config: ScoreConfig, survey: _Survey, genome: GenomeStore) -> str:
 
 
 def _score(
-    model: DnaMamba, genome: GenomeStore, survey: _Survey, config: ScoreConfig,
+    model: DnaMamba, genome: GenomeStore, survey: Survey, config: ScoreConfig,
     on_bases: Callable[[int, int], None] | None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Score what a survey noted; give log-likelihood ratios and distances in the order of the file."""
@@ -351,7 +210,7 @@ def score_records(
     config = ScoreConfig(
         model=nowhere, variants=nowhere, genome=genome.called, out=nowhere, left=left, right=right, strands=strands
     )
-    survey = _Survey(config, genome)
+    survey = Survey(config, genome)
     survey.read(records)
     return _score(model, genome, survey, config, None)[0]
 
@@ -383,7 +242,7 @@ class AltScore:
 class _Found:
     """What was found for each allele, given out in the order of the file."""
 
-    def __init__(self, survey: _Survey, ratios: np.ndarray, distances: np.ndarray, check_unchanged: Callable[[], None]):
+    def __init__(self, survey: Survey, ratios: np.ndarray, distances: np.ndarray, check_unchanged: Callable[[], None]):
         self.check_unchanged = check_unchanged
         self.survey, self.ratios, self.distances = survey, ratios, distances
         self.at = self.number = 0
@@ -445,7 +304,7 @@ def _header(config: ScoreConfig, old: Sequence[str]) -> list[str]:
 
 def _write(
     config: ScoreConfig,
-    survey: _Survey,
+    survey: Survey,
     ratios: np.ndarray,
     distances: np.ndarray,
     check_unchanged: Callable[[], None],

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dna_mamba.data.build import Progress
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, read_bed
 from dna_mamba.data.selection import load_genome
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.vocabulary import tokens_of_store
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import from_pretrained
 from dna_mamba.model.implementation import implementation_for
 from dna_mamba.pipelines.evaluate import find_model
+from dna_mamba.progress import Progress
 from dna_mamba.reading.pieces import check_causal
 
 Named = tuple[Interval, str]
@@ -93,21 +93,9 @@ def open_sequences(
     if not bed and genome is not None:
         raise InputError(f"--genome goes with a BED file; {sequences} does not end in .bed, .narrowPeak or the like")
     store = load_genome(str(genome) if bed else sequences, on_progress, warn, rna=rna)
-    if bed:
-        whole: list[Named] = []
-        for line, interval, columns in read_bed(Path(sequences), warn):
-            where = f"{sequences}, line {line}"
-            try:
-                length = store.contig(interval.contig).length
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-            if interval.end > length:
-                raise InputError(f"{where}: {interval} ends past {interval.contig}, which has {length:,} bases")
-            whole.append((interval, columns[0] if columns and columns[0] not in ("", ".") else str(interval)))
-    else:
-        whole = [(Interval(c.name, 0, c.length), c.name) for c in store.manifest.contigs if c.length]
-        if not whole:
-            raise InputError(f"{sequences} holds no base")
+    whole = _of_bed(Path(sequences), store, warn) if bed else _records(store)
+    if not whole:
+        raise InputError(f"{sequences} holds no base")
     if window_bases is None:
         return store, whole
     return store, [
@@ -115,6 +103,24 @@ def open_sequences(
         for interval, name in whole
         for start in range(interval.start, interval.end, window_bases)
     ]
+
+
+def _records(genome: GenomeStore) -> list[Named]:
+    return [(Interval(c.name, 0, c.length), c.name) for c in genome.manifest.contigs if c.length]
+
+
+def _of_bed(path: Path, genome: GenomeStore, warn: Callable[[str], None] | None) -> list[Named]:
+    found: list[Named] = []
+    for line, interval, columns in read_bed(path, warn):
+        where = f"{path}, line {line}"
+        try:
+            length = genome.contig(interval.contig).length
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        if interval.end > length:
+            raise InputError(f"{where}: {interval} ends past {interval.contig}, which has {length:,} bases")
+        found.append((interval, columns[0] if columns and columns[0] not in ("", ".") else str(interval)))
+    return found
 
 
 def read_piece(genome: GenomeStore, interval: Interval, start: int, end: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dna_mamba.errors import InputError
 from dna_mamba.model.config import BackboneConfig, parse_size
@@ -13,11 +13,14 @@ from dna_mamba.pipelines.configs.pretrain import PretrainConfig
 from dna_mamba.pipelines.configs.species import FinetuneSpeciesConfig
 from dna_mamba.pipelines.configs.species import preset as species_preset
 from dna_mamba.pipelines.presets import preset
-from dna_mamba.values import read_config
+from dna_mamba.values import Json, read_config
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LONGEST_DEMO = 4096
 """Above this window length the default preset is no longer the demo's."""
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
 Values = Mapping[str, Any]
 
 
@@ -40,7 +43,7 @@ class Asked:
     assignments: Sequence[str] = ()
     """Texts 'section.key=value'."""
 
-    def layers(self) -> list[tuple[str, dict[str, Any]]]:
+    def layers(self) -> list[tuple[str, Json]]:
         """Give what file, options and --set say, each with its name for messages."""
         given = given_values(self.flags)
         if self.model is not None:
@@ -69,7 +72,7 @@ class Asked:
         Raises:
             InputError: A name is unknown, or a value is refused.
         """
-        values = asdict(config)  # type: ignore[call-overload]
+        values = asdict(config)
         for origin, changes in self.layers():
             if changes:
                 refuse_derived(type(config), changes, origin)
@@ -137,7 +140,7 @@ def species(asked: Asked, *, preset_name: str | None = None, run: Path | None = 
     return asked.over(config)
 
 
-def given_values(flags: Values) -> dict[str, Any]:
+def given_values(flags: Values) -> Json:
     """Leave out what is None, at all depths."""
     result = {}
     for key, value in flags.items():

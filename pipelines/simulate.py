@@ -4,17 +4,18 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from dna_mamba.data.build import Progress
 from dna_mamba.data.evolution import NONE, Lineage, MutationModel, evolve, plant
 from dna_mamba.data.mobile_elements import Copy, Source, make_copy, make_sources
 from dna_mamba.data.selection import load_genome
 from dna_mamba.data.vocabulary import BASE_BITS, STORE_N, letters_of_store
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.files import whole_directory, write_json, write_text
+from dna_mamba.progress import Progress
+from dna_mamba.values import Json
 
 MAX_BASES = 1 << 28
 """Longest input: every base of every lineage is held in memory with where it came from."""
@@ -111,7 +112,7 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 
 
-def preset(name: str) -> dict[str, Any]:
+def preset(name: str) -> Json:
     """Find a preset by name."""
     if name not in PRESETS:
         raise InputError(f"preset {name!r} is unknown{nearest(name, PRESETS)}; choose {', '.join(PRESETS)}")
@@ -187,6 +188,48 @@ def default_split(loci: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]
     return tuple(loci[4::5]), tuple(loci[3::5])
 
 
+class _Grown(NamedTuple):
+    """The tree after evolution, by branch."""
+
+    ends: dict[str, dict[str, Lineage]]
+    """At the branch's lower end, by locus."""
+    events: list[Event]
+    substitutions_of: dict[str, int]
+    indels_of: dict[str, list[int]]
+    """Insertions and deletions."""
+
+
+def _grow(
+    config: SimulateConfig,
+    loci: Mapping[str, np.ndarray],
+    say: Callable[[str], None],
+    warn: Callable[[str], None] | None,
+) -> _Grown:
+    """Let sequence evolve along the tree, from the root down."""
+    generator = np.random.default_rng([config.seed, 0])
+    sources: dict[str, list[Source]] = {}
+    if config.diagnostics:
+        made = make_sources(list(loci.values()), len(GREAT_APES), config.diagnostic_share, generator, warn)
+        sources = {branch.name: some for branch, some in zip(GREAT_APES, made, strict=True)}
+    grown = _Grown({}, [], {}, {})
+    for number, branch in enumerate(GREAT_APES):
+        say(f"evolving {branch.name}")
+        begins = {name: Lineage.of(b) for name, b in loci.items()} if branch.above is None else grown.ends[branch.above]
+        grown.ends[branch.name] = {}
+        grown.substitutions_of[branch.name] = 0
+        grown.indels_of[branch.name] = [0, 0]
+        for at, (locus, begin) in enumerate(begins.items()):
+            now, (count, insertions, deletions) = _along(
+                config, branch, locus, begin, len(loci[locus]), sources.get(branch.name, []), grown.events,
+                np.random.default_rng([config.seed, 1, number, at]),
+            )  # fmt: skip
+            grown.ends[branch.name][locus] = now
+            grown.substitutions_of[branch.name] += count
+            grown.indels_of[branch.name][0] += insertions
+            grown.indels_of[branch.name][1] += deletions
+    return grown
+
+
 def run(
     config: SimulateConfig,
     out: Path,
@@ -215,30 +258,8 @@ def run(
         raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from error
     say = say or (lambda words: None)
     loci = _loci(config, on_progress, warn)
-    generator = np.random.default_rng([config.seed, 0])
-    sources: dict[str, list[Source]] = {}
-    if config.diagnostics:
-        made = make_sources(list(loci.values()), len(GREAT_APES), config.diagnostic_share, generator, warn)
-        sources = {branch.name: some for branch, some in zip(GREAT_APES, made, strict=True)}
-    events: list[Event] = []
-    ends: dict[str, dict[str, Lineage]] = {}
-    substitutions_of: dict[str, int] = {}
-    indels_of: dict[str, list[int]] = {}
-    for number, branch in enumerate(GREAT_APES):
-        say(f"evolving {branch.name}")
-        begins = {name: Lineage.of(b) for name, b in loci.items()} if branch.above is None else ends[branch.above]
-        ends[branch.name] = {}
-        substitutions_of[branch.name] = 0
-        indels_of[branch.name] = [0, 0]
-        for at, (locus, begin) in enumerate(begins.items()):
-            now, (count, insertions, deletions) = _along(
-                config, branch, locus, begin, len(loci[locus]), sources.get(branch.name, []), events,
-                np.random.default_rng([config.seed, 1, number, at]),
-            )  # fmt: skip
-            ends[branch.name][locus] = now
-            substitutions_of[branch.name] += count
-            indels_of[branch.name][0] += insertions
-            indels_of[branch.name][1] += deletions
+    grown = _grow(config, loci, say, warn)
+    ends, events = grown.ends, grown.events
     say("writing")
     divergence_of = {
         name: _divergence(ends["human"], ends[name], {locus: len(bases) for locus, bases in loci.items()})
@@ -248,7 +269,7 @@ def run(
 
     def write(path: Path) -> None:
         path.mkdir()
-        _write(config, path, tuple(loci), ends, events, substitutions_of, indels_of, divergence_of)
+        _write(config, path, tuple(loci), ends, events, grown.substitutions_of, grown.indels_of, divergence_of)
 
     whole_directory(out, write, "--out")
     return SimulateResult(
@@ -256,7 +277,7 @@ def run(
         contigs=tuple(loci),
         bases_of={species: sum(len(now.bases) for now in ends[species].values()) for species in SPECIES},
         num_events_of={b.name: sum(event.branch == b.name for event in events) for b in GREAT_APES},
-        substitutions_of=substitutions_of,
+        substitutions_of=grown.substitutions_of,
         divergence_of=divergence_of,
     )
 

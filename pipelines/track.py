@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dna_mamba.data.build import Progress
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, merge
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.selection import load_genome
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.vocabulary import BASE_BITS, STORE_T
 from dna_mamba.data.windows import known_bases
 from dna_mamba.device import find_device
@@ -27,6 +25,7 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.pipelines.configs.read import TrackConfig
 from dna_mamba.pipelines.pictures import draw_or_say, figure_of, save
 from dna_mamba.pipelines.sequences import load_language_model, warn_if_longer
+from dna_mamba.progress import Progress
 from dna_mamba.reading.losses import stream_losses
 
 MOST_PANELS = 20
@@ -104,13 +103,7 @@ def run(
     model = load_language_model(config.model, device, "scoring bases")
     check_writable(config.out, config.picture)
     genome = load_genome(config.genome, on_progress, warn, rna=config.rna)
-    regions = [genome.region(text) for text in config.regions]
-    if not regions:
-        regions = [Interval(c.name, 0, c.length) for c in genome.manifest.contigs if c.length]
-    order = {contig.name: number for number, contig in enumerate(genome.manifest.contigs)}
-    regions = sorted(merge(regions), key=lambda r: (order[r.contig], r.start))
-    if not known_bases(genome, regions):
-        raise InputError("the regions hold no A, C, G or T, so there is no value to write; name others")
+    regions = _in_order(genome, config.regions)
     warn_if_longer(model.trained_bases, max(map(len, regions)), warn)
     all_bases = sum(map(len, regions))
     if config.out is not None:
@@ -140,17 +133,34 @@ def run(
             )
         if bigwig is not None:
             bigwig.close(num_known)
-    if config.picture is not None:
-        drawn = config.picture
-        if config.out is not None:  # the track is there; a picture that fails is a remark
-            draw_or_say(lambda: _draw(drawn, pictures), drawn, warn)
-        else:
-            _draw(drawn, pictures)
+    _draw_as_asked(config, pictures, warn)
     return TrackResult(
         num_bases=num_known,
         bits_per_base=total / num_known,
         seconds=time.monotonic() - started,
     )
+
+
+def _in_order(genome: GenomeStore, texts: Sequence[str]) -> list[Interval]:
+    """Read regions, all contigs where none is named, joined and in the order of the genome."""
+    regions = [genome.region(text) for text in texts]
+    if not regions:
+        regions = [Interval(c.name, 0, c.length) for c in genome.manifest.contigs if c.length]
+    order = {contig.name: number for number, contig in enumerate(genome.manifest.contigs)}
+    regions = sorted(merge(regions), key=lambda r: (order[r.contig], r.start))
+    if not known_bases(genome, regions):
+        raise InputError("the regions hold no A, C, G or T, so there is no value to write; name others")
+    return regions
+
+
+def _draw_as_asked(config: TrackConfig, pictures: Sequence[_Picture], warn: Callable[[str], None] | None) -> None:
+    if config.picture is None:
+        return
+    drawn = config.picture
+    if config.out is not None:  # the track is there; a picture that fails is a remark
+        draw_or_say(lambda: _draw(drawn, pictures), drawn, warn)
+    else:
+        _draw(drawn, pictures)
 
 
 def _check_room(out: Path, num_bases: int) -> None:
@@ -221,7 +231,7 @@ def _draw(path: Path, pictures: Sequence[_Picture]) -> None:
     left_out = len(pictures) - MOST_PANELS
     pictures = pictures[:MOST_PANELS]
     figure = figure_of(9, 0.6 + 2.0 * len(pictures))
-    panels: Any = figure.subplots(len(pictures), squeeze=False)[:, 0]
+    panels = figure.subplots(len(pictures), squeeze=False)[:, 0]
     if left_out > 0:
         figure.suptitle(f"the first {MOST_PANELS} regions; {left_out:,} more are not drawn", fontsize=9)
     for axes, picture in zip(panels, pictures, strict=True):

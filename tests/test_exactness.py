@@ -17,9 +17,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import Examples, TokenPolicy, next_base
+from dna_mamba.data.store.build import build
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import from_pretrained, save_sequence_model, shipped

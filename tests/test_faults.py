@@ -18,10 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from dna_mamba.data.build import build, open_genome
 from dna_mamba.data.examples import giab_variants
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.store.build import build
+from dna_mamba.data.store.cache import open_genome
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.errors import InputError
 from dna_mamba.files import WholeFile
 from dna_mamba.pipelines.labelled_genomes import LabelledDataConfig, open_labelled
@@ -544,7 +545,7 @@ def test_fault18_a_file_that_is_replaced_between_two_readings_is_refused(tmp_pat
     source = tmp_path / "g.fa"
     source.write_text(">a\nACGTACGT\n")
     state = source.stat()
-    from dna_mamba.data import build as module
+    from dna_mamba.data.store import cache as module
 
     original = module._packed
 

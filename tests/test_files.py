@@ -55,7 +55,7 @@ def test_nobody_writes_json_past_the_one_place():
         "pipelines/benchmark_vcf.py",
         "dna_mamba/files.py",
         "dna_mamba/training/checkpoint.py",
-        "dna_mamba/data/genome.py",
+        "dna_mamba/data/store/genome.py",
     }
     for path in SOURCES:
         text, name = path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))

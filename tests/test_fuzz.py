@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dna_mamba.data import build as build_module
+from dna_mamba.data.store import cache as cache_module
 from tests.fuzz import targets
 
 CASES = 1000
@@ -74,8 +74,8 @@ def test_whatever_is_read_is_refused_by_our_error_or_read_right(name):
 def test_every_target_has_seeds_and_some_of_them_are_valid(monkeypatch):
     assert set(SEEDS) == {path.name for path in targets.CORPUS.iterdir()} and min(map(len, SEEDS.values())) >= 2
     reached = []
-    original = build_module.GenomeStore.open
-    monkeypatch.setattr(build_module.GenomeStore, "open", lambda path: reached.append(path) or original(path))
+    original = cache_module.GenomeStore.open
+    monkeypatch.setattr(cache_module.GenomeStore, "open", lambda path: reached.append(path) or original(path))
     for seed in SEEDS["fasta"]:
         targets.fasta(seed)
     assert len(reached) >= 9, "three ways of packing three valid files"

@@ -12,7 +12,7 @@ from tests.conftest import dna_mamba, new_classifier
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "kernels": {"kernels"},
-    "dna_mamba/data": {"alphabet", "data", "errors", "files", "signals"},
+    "dna_mamba/data": {"alphabet", "data", "errors", "files", "progress", "signals"},
     "dna_mamba/model": {"alphabet", "kernels", "model", "errors", "files", "values"},
     "dna_mamba/reading": {"alphabet", "kernels", "data", "model", "reading", "errors", "values"},
     "dna_mamba/training": {

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 def _parse_shapes(shape: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
     try:
-        shapes: Any = tuple(tuple(int(part) for part in text.split(",")) for text in shape)
-        if any(len(sizes) != 3 for sizes in shapes):
-            raise ValueError
+        shapes = []
+        for text in shape:
+            batch, channels, length = map(int, text.split(","))
+            shapes.append((batch, channels, length))
     except ValueError as error:
         raise InputError(f"--shape {' '.join(shape)!r} is not BATCH,CHANNELS,LENGTH, such as 1,256,1048576") from error
-    return shapes
+    return tuple(shapes)
 
 
 def _bench(run: Callable[..., Any], json: bool) -> None:

@@ -2,18 +2,21 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from dna_mamba.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from dna_mamba.progress import Packing, Reading
 
 # names of files and contigs are text, not markup
 stderr = Console(stderr=True, soft_wrap=True, markup=False, emoji=False)
 stdout = Console(soft_wrap=True, markup=False, emoji=False)
 
 
-def packing() -> tuple[Any, Any]:
+def packing() -> tuple["Packing", "Packing"]:
     """Give what takes the progress of packing, and the context that shows it."""
     from dna_mamba.progress import Packing
 
@@ -21,7 +24,7 @@ def packing() -> tuple[Any, Any]:
     return line, line
 
 
-def reading(what: str = "reading") -> tuple[Any, Any]:
+def reading(what: str = "reading") -> tuple["Reading", "Reading"]:
     """Give what takes the bases that were read, and the context that shows it."""
     from dna_mamba.progress import Reading
 

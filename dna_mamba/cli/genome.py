@@ -30,7 +30,7 @@ def build(
     overwrite
         Replace a store that exists.
     """
-    from dna_mamba.data.build import build as build_store
+    from dna_mamba.data.store.build import build as build_store
 
     update, progress = console.packing()
     with progress:
@@ -50,7 +50,7 @@ def verify(store: Path, /) -> None:
     store
         The genome store.
     """
-    from dna_mamba.data.genome import GenomeStore
+    from dna_mamba.data.store.genome import GenomeStore
 
     opened = GenomeStore.open(store)
     opened.verify()
@@ -73,8 +73,9 @@ def show(genome: Path, region: str, /, *, reverse_complement: options.Flag = Fal
     """
     from dataclasses import replace
 
-    from dna_mamba.data.build import can_fetch_indexed, fetch_indexed, indexed_lengths, open_genome
     from dna_mamba.data.intervals import parse_region
+    from dna_mamba.data.store.cache import open_genome
+    from dna_mamba.data.store.indexed import can_fetch_indexed, fetch_indexed, indexed_lengths
 
     strand = "-" if reverse_complement else "+"
     if can_fetch_indexed(genome):

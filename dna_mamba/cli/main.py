@@ -97,17 +97,21 @@ def _run() -> None:
             _fail(f"{OUT_OF_MEMORY}; {MEMORY_ADVICE}", 3)
         if error.errno not in FAULTS_OF_THE_PLACE:
             raise
-        where = f" while writing or reading {error.filename}" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else str(error.strerror)
-        mend = "free space" if full else "mend the place (does it exist, may it be written?)"
-        resume = "; a run that had begun goes on with --resume" if sys.argv[1:2] in (["pretrain"], ["finetune"]) else ""
-        _fail(f"{what}{where}; {mend} and try again{resume}", 2)
+        _fail(_fault_of_the_place(error), 2)
     except Exception as error:
         short = ("DefaultCPUAllocator", "can't start new thread")
         if any(words in str(error) for words in short) or type(error).__name__ == "OutOfMemoryError":
             _fail(f"{OUT_OF_MEMORY} ({str(error).strip().splitlines()[0][:200]}); {MEMORY_ADVICE}", 3)
         raise
+
+
+def _fault_of_the_place(error: OSError) -> str:
+    where = f" while writing or reading {error.filename}" if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = "the disk is full" if full else str(error.strerror)
+    mend = "free space" if full else "mend the place (does it exist, may it be written?)"
+    resume = "; a run that had begun goes on with --resume" if sys.argv[1:2] in (["pretrain"], ["finetune"]) else ""
+    return f"{what}{where}; {mend} and try again{resume}"
 
 
 def _fail(words: str, code: int) -> None:

@@ -10,6 +10,8 @@ from dna_mamba.cli.apps import app, finetune_app
 from dna_mamba.errors import InputError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from dna_mamba.pipelines.machines import Machine
 
 
@@ -300,7 +302,7 @@ def _check_run(out: Path | None, preset: str | None, *, resume: bool, overwrite:
         raise InputError("--out needs the name of a directory for the run, such as runs/first")
 
 
-def _print_config(config: object) -> None:
+def _print_config(config: "DataclassInstance") -> None:
     from dna_mamba.pipelines.config_files import dump_yaml
 
     print(dump_yaml(config), end="")

@@ -4,14 +4,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pooch
 import requests
 from urllib3.exceptions import HTTPError
 
-from dna_mamba.data.genome import file_sha256
+from dna_mamba.data.store.genome import file_sha256
 from dna_mamba.errors import InputError
 
 pooch.get_logger().setLevel("ERROR")  # it tells of every download
@@ -64,7 +63,7 @@ class ResumingDownloader:
         self.version = part.with_name(f"{part.name}.version")
         """Holds what the server called this version of the file."""
 
-    def __call__(self, url: str, output_file: Any, pooch: Any, check_only: bool = False) -> None:
+    def __call__(self, url: str, output_file: str | Path, pooch: object, check_only: bool = False) -> None:
         """Download, in as many attempts as it takes and ATTEMPTS allows without any progress."""
         if not (self.has_checksum or self.version.exists()):
             self.part.unlink(missing_ok=True)  # of another day, and nothing says whether the file is still the same
@@ -107,13 +106,7 @@ class ResumingDownloader:
                 raise InputError(f"{url}: the server says {answer.status_code} {answer.reason}; is the URL right?")
             if answer.status_code == 200:
                 have = 0  # the server sends all of it
-                version = answer.headers.get("ETag", "")
-                if not version or version.startswith("W/"):  # a weak one does not promise equal bytes
-                    version = answer.headers.get("Last-Modified", "")
-                if version:
-                    self.version.write_text(version, encoding="utf-8")
-                else:
-                    self.version.unlink(missing_ok=True)
+                self._note_version(answer)
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 self.part.unlink()
                 raise _Cut("the server sent another part than was asked for")
@@ -122,6 +115,16 @@ class ResumingDownloader:
             if total is not None and total > self.max_bytes:
                 raise InputError(f"{url}: {total:,} bytes are more than the {self.max_bytes:,} that are allowed")
             self._write(answer, url, have, total)
+
+    def _note_version(self, answer: requests.Response) -> None:
+        """Keep what tells, on the next attempt, whether the file is still the same."""
+        version = answer.headers.get("ETag", "")
+        if not version or version.startswith("W/"):  # a weak one does not promise equal bytes
+            version = answer.headers.get("Last-Modified", "")
+        if version:
+            self.version.write_text(version, encoding="utf-8")
+        else:
+            self.version.unlink(missing_ok=True)
 
     def _write(self, answer: requests.Response, url: str, have: int, total: int | None) -> None:
         with open(self.part, "r+b" if have else "wb") as file:

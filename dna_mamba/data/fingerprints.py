@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.store.genome import GenomeStore
 
 PIECE_BASES = 64
 PLACES = (0, *(round(PIECE_BASES * 1.5**k) for k in range(24)), *(megabase * 2**20 for megabase in range(1, 1 << 12)))

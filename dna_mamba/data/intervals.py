@@ -3,7 +3,7 @@
 import re
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -52,27 +52,12 @@ def parse_region(text: str, lengths: Mapping[str, int]) -> Interval:
     """
     text = text.strip()
     braces = re.fullmatch(r"\{(?P<contig>.+)\}(?P<rest>:[\d,-]*)?", text)
-    match = _REGION.fullmatch(text)
     if (
         braces is not None and braces["contig"] in lengths
-    ):  # {seq:1}:5-10, as in samtools, where a name could be a region
-        rest = braces["rest"]
-        inner = parse_region(f"x{rest}" if rest else "x", {"x": lengths[braces["contig"]]})
+    ):  # {seq:1}:5-10, as in samtools: a name that could be a region
+        inner = parse_region(f"x{braces['rest'] or ''}", {"x": lengths[braces["contig"]]})
         return Interval(braces["contig"], inner.start, inner.end)
-    if text in lengths:
-        if match is not None and match["contig"] in lengths:
-            raise InputError(
-                f"region {text!r} is a contig and a part of contig {match['contig']!r}: write {{{text}}} for the contig, or "
-                f"{{{match['contig']}}}{text[len(match['contig']) :]} for the part"
-            )
-        match = None
-    if match is None or (match["start"] is None and match["end"] is None):
-        contig, first, last = text, 1, None
-    else:
-        contig, first = match["contig"], int((match["start"] or "1").replace(",", ""))
-        last = None if match["end"] is None else int(match["end"].replace(",", ""))
-        if match["to"] is None and last is not None:
-            contig, first, last = text, 1, None  # no form of these
+    contig, first, last = _split_region(text, lengths)
     if contig not in lengths:
         raise InputError(_no_contig(text, contig, lengths))
     length = lengths[contig]
@@ -83,6 +68,25 @@ def parse_region(text: str, lengths: Mapping[str, int]) -> Interval:
     if last > length or first > length:
         raise InputError(f"region {text!r} ends past {contig}, which has {length:,} bases")
     return Interval(contig, first - 1, last)
+
+
+def _split_region(text: str, lengths: Mapping[str, int]) -> tuple[str, int, int | None]:
+    """Give contig, START and END, which is none for the contig's own; what is of no form is taken as a contig's name."""
+    whole = (text, 1, None)
+    match = _REGION.fullmatch(text)
+    if match is not None and text in lengths:
+        if match["contig"] in lengths:
+            raise InputError(
+                f"region {text!r} is a contig and a part of contig {match['contig']!r}: write {{{text}}} for the contig, or "
+                f"{{{match['contig']}}}{text[len(match['contig']) :]} for the part"
+            )
+        return whole
+    if match is None or (match["start"] is None and match["end"] is None):
+        return whole
+    if match["to"] is None and match["end"] is not None:
+        return whole
+    last = None if match["end"] is None else int(match["end"].replace(",", ""))
+    return match["contig"], int((match["start"] or "1").replace(",", "")), last
 
 
 def _no_contig(text: str, contig: str, lengths: Mapping[str, int]) -> str:
@@ -106,9 +110,26 @@ def read_bed(path: Path, warn: Callable[[str], None] | None = None) -> list[tupl
     Raises:
         InputError: A line is no BED line; the message names file and line.
     """
-    rows = []
+    rows: list[tuple[int, Interval, list[str]]] = []
     empty: list[int] = []
-    num_blocks = num_strands = 0
+    for number, line in _bed_lines(path):
+        found = _parse_bed_line(line, f"{path}, line {number}")
+        if found is None:
+            empty.append(number)
+        else:
+            rows.append((number, *found))
+    if not rows and empty:
+        raise InputError(f"{path} holds features of no length alone (START equals END): there is no base in them")
+    if not rows:
+        raise InputError(f"{path} holds no interval; expected lines of CONTIG, START, END separated by tabs")
+    if warn:
+        for words in _remarks_on_bed(rows, empty):
+            warn(f"{path}: {words}")
+    return rows
+
+
+def _bed_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Give the lines that describe a feature, with their numbers from 1."""
     try:
         check_regular(path, "a BED file")
         if is_gzip(path):
@@ -120,32 +141,24 @@ def read_bed(path: Path, warn: Callable[[str], None] | None = None) -> list[tupl
                         f"{path} is not text; a BED file has lines of CONTIG, START, END separated by tabs"
                     )
                 line = line.rstrip("\n")
-                if not line.strip() or line.startswith("#") or _is_setting(line):
-                    continue
-                found = _parse_bed_line(line, f"{path}, line {number}")
-                if found is None:
-                    empty.append(number)
-                else:
-                    rows.append((number, *found))
-                    more = found[1]
-                    num_strands += len(more) > 2 and more[2] not in ("+", "-", ".")
-                    num_blocks += len(more) == 9 and more[6].isdecimal() and int(more[6]) > 1
+                if line.strip() and not line.startswith("#") and not _is_setting(line):
+                    yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if empty and warn:
-        warn(
-            f"{path}: {len(empty):,} features of no length (START equals END, the first in line {empty[0]}) hold no base and "
+
+
+def _remarks_on_bed(rows: Sequence[tuple[int, Interval, list[str]]], empty: Sequence[int]) -> Iterator[str]:
+    if empty:
+        yield (
+            f"{len(empty):,} features of no length (START equals END, the first in line {empty[0]}) hold no base and "
             f"were passed over"
         )
-    if num_strands and warn:
-        warn(f"{path}: {num_strands:,} rows have neither '+', '-' nor '.' as strand in column 6, and are read forward")
-    if num_blocks and warn:
-        warn(f"{path}: {num_blocks:,} rows have several blocks (BED12); each is read whole, from START to END")
-    if not rows and empty:
-        raise InputError(f"{path} holds features of no length alone (START equals END): there is no base in them")
-    if not rows:
-        raise InputError(f"{path} holds no interval; expected lines of CONTIG, START, END separated by tabs")
-    return rows
+    num_strands = sum(len(more) > 2 and more[2] not in ("+", "-", ".") for _, _, more in rows)
+    if num_strands:
+        yield f"{num_strands:,} rows have neither '+', '-' nor '.' as strand in column 6, and are read forward"
+    num_blocks = sum(len(more) == 9 and more[6].isdecimal() and int(more[6]) > 1 for _, _, more in rows)
+    if num_blocks:
+        yield f"{num_blocks:,} rows have several blocks (BED12); each is read whole, from START to END"
 
 
 def _is_setting(line: str) -> bool:

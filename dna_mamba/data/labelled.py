@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.vocabulary import BASE_BITS, SOFT_MASK, STORE_C, STORE_G, STORE_N
 from dna_mamba.errors import InputError
 from dna_mamba.files import write_table
@@ -106,12 +106,11 @@ def _split(
     for contig in contigs:
         of = {next((part for part in parts if name in parts[part]), rest) for name in names_of(contig)}
         found[of.pop() if len(of) == 1 else "left_out"].append(contig)
-    for part in ("train", "valid", "test"):
-        if part != "train" and not parts[part]:
-            continue
-        for label in dict.fromkeys(contig.label for contig in contigs):
-            if not any(contig.label == label for contig in found[part]):
-                raise InputError(f"class {label} has no contig for {part}: {advice}")
+    for part in ("train", *(part for part in ("valid", "test") if parts[part])):
+        present = {contig.label for contig in found[part]}
+        absent = [contig.label for contig in contigs if contig.label not in present]
+        if absent:
+            raise InputError(f"class {absent[0]} has no contig for {part}: {advice}")
     return LabelledSplit(**{part: tuple(some) for part, some in found.items()})
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numba import get_num_threads, njit
 
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, merge
 from dna_mamba.data.selection import MAX_ORDER
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.vocabulary import BASE_BITS, reverse_complement_store
 
 STRENGTHS = (1.0, 4.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)

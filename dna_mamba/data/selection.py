@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dna_mamba.data.build import Progress, open_genome
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.policy import TokenPolicy
 from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
+from dna_mamba.data.store.cache import open_genome
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.windows import RULES
 from dna_mamba.errors import InputError, nearest
+from dna_mamba.progress import Progress
 
 TEST_BASES = 2**24
 """Known bases of the test part that pretrain and evaluate score at most."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, each_base_once, merge, read_bed, shared_bases, subtract
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.errors import InputError
 
 INTERVAL_BASES = 131_072

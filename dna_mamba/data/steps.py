@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.length_warmup import Stage, stage_of_step
 from dna_mamba.data.objectives import sum_of_weights
 from dna_mamba.data.policy import TokenPolicy
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.vocabulary import reverse_complement_store
 from dna_mamba.data.windows import Windows, flips_of_epoch, order_of_epoch
 

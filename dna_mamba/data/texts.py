@@ -8,7 +8,7 @@ from dna_mamba.errors import InputError
 Sequences = str | Iterable[object]
 
 
-def text_of(sequence: Any, name: str = "a sequence") -> str | None:
+def text_of(sequence: object, name: str = "a sequence") -> str | None:
     """Give the letters of one sequence; none if it is no sequence but may hold some.
 
     A string, or what holds one under `seq`, as Biopython's SeqRecord and pyfaidx's Sequence do; or Biopython's Seq.
@@ -31,7 +31,7 @@ def text_of(sequence: Any, name: str = "a sequence") -> str | None:
             ) from error
     if kind.__module__.startswith("pyfaidx"):
         if isinstance(getattr(sequence, "seq", None), str):
-            return str(sequence.seq)
+            return str(getattr(sequence, "seq"))  # noqa: B009 - its kind is known by its module alone
         if kind.__name__ in ("FastaRecord", "MutableFastaRecord"):  # it iterates over the lines of its file
             return str(sequence)
     if isinstance(sequence, bytes | bytearray | memoryview):
@@ -39,7 +39,7 @@ def text_of(sequence: Any, name: str = "a sequence") -> str | None:
     return None
 
 
-def texts_of(sequences: Any, what: str = "sequences") -> tuple[list[str], bool]:
+def texts_of(sequences: object, what: str = "sequences") -> tuple[list[str], bool]:
     """Give the letters of one sequence or of several, and whether it was one.
 
     Args:
@@ -73,7 +73,7 @@ def texts_of(sequences: Any, what: str = "sequences") -> tuple[list[str], bool]:
     return texts, False
 
 
-def _rows_of(sequences: Any, what: str) -> list[Any]:
+def _rows_of(sequences: Any, what: str) -> list[object]:
     """Give what stands in a list, an array, a column, or a table of one column."""
     if isinstance(sequences, Mapping | ItemsView):
         raise InputError(

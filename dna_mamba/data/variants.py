@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dna_mamba.data.genome import GenomeStore
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.unpack import check_bgzf_end, check_encoding, is_gzip, open_unpacked
 from dna_mamba.data.vcf_blocks import Block, scan
 from dna_mamba.data.vocabulary import letters_of_store

@@ -7,9 +7,9 @@ from itertools import groupby
 
 import numpy as np
 
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, merge
 from dna_mamba.data.splits import Split
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.errors import InputError, nearest
 
 RULES = ("mamba", "hyenadna", "tile")

@@ -10,26 +10,23 @@ On a GPU the pass goes on in large pieces: the scan gives the states inside them
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dna_mamba.alphabet import N
-from dna_mamba.data.objectives import next_base
 from dna_mamba.kernels.selective_scan import SEGMENT
 from dna_mamba.model.backbone import DnaMamba
-from dna_mamba.model.state import ModelState, alike, join, num_bytes, rows_of, tensors_of
+from dna_mamba.model.state import ModelState, alike, join, num_bytes, rows_of
 from dna_mamba.reading.losses import acgt_losses
 from dna_mamba.reading.pieces import PIECES, bounds_of, check_causal, in_pieces, last_of
 from dna_mamba.reading.pieces import Read as PieceReader
+from dna_mamba.reading.walk import Read, Walk
 
-Read = Callable[[int, int], np.ndarray]
-"""Gives the token ids of positions from (included) to (excluded)."""
 BATCH_BASES = {"cpu": 2**14, "cuda": 2**19}
 MOST_FORKS = 4096
-N_PIECE = 4096
-"""Pieces of this length are looked at for a run of one token that no longer changes the state."""
 MOST_STATE_BYTES = 1 << 32
 """States that wait for their forks on a GPU; a piece of the pass ends before they are more."""
 
@@ -165,18 +162,7 @@ class _Scores:
             begin: Position that each state stands before; the allele's own or earlier.
             reference: Otherwise REF is summed elsewhere.
         """
-        rows: list[tuple[int, _Row]] = []
-        of_reference: dict[tuple[int, int], int] = {}
-        read = self._near(min(begin), max(self.ends_at(number) for number, _ in forks))
-        for number, row in forks:
-            allele, end = self.alleles[number], self.ends_at(number)
-            after = allele.start + allele.ref_bases
-            context, flank = read(begin[row], allele.start), read(after, end)
-            rows.append((number, _Row(np.concatenate([context, allele.tokens, flank]), len(context), row)))
-            place = (allele.start, allele.ref_bases)
-            if (reference or self.distances is not None) and place not in of_reference:
-                of_reference[place] = -1 - len(of_reference)
-                rows.append((of_reference[place], _Row(read(begin[row], end), len(context), row)))
+        rows, of_reference = self._rows(forks, begin, reference=reference or self.distances is not None)
         found = [
             (some, *_read_rows(self.model, [row for _, row in some], state, logits_SV, self.distances is not None))
             for some in _in_batches(rows, self.device.type)
@@ -196,32 +182,23 @@ class _Scores:
             if self.distances is not None and opposite is not None:
                 self.distances[number] = float((means[number] - means[opposite]).norm())
 
-
-class _LogP:
-    """Log P of every base that was read, as far back as it is still asked for."""
-
-    def __init__(self) -> None:
-        self.parts: deque[tuple[int, np.ndarray]] = deque()
-        self.at = 0
-
-    def add(self, values: np.ndarray) -> None:
-        """Append those of the next bases."""
-        self.parts.append((self.at, np.concatenate([[0.0], np.cumsum(values)])))
-        self.at += len(values)
-
-    def between(self, start: int, end: int) -> float:
-        """Sum over positions start to end - 1."""
-        total = 0.0
-        for first, sums in self.parts:
-            low, high = max(start, first) - first, min(end, first + len(sums) - 1) - first
-            if low < high:
-                total += float(sums[high] - sums[low])
-        return total
-
-    def forget(self, before: int) -> None:
-        """Let go of what lies wholly before a position."""
-        while self.parts and self.parts[0][0] + len(self.parts[0][1]) - 1 <= before:
-            self.parts.popleft()
+    def _rows(
+        self, forks: Sequence[tuple[int, int]], begin: Sequence[int], *, reference: bool
+    ) -> tuple[list[tuple[int, _Row]], dict[tuple[int, int], int]]:
+        """Give the rows of alleles by their numbers, and with `reference` one of each REF by numbers below zero, and these."""
+        rows: list[tuple[int, _Row]] = []
+        of_reference: dict[tuple[int, int], int] = {}
+        read = self._near(min(begin), max(self.ends_at(number) for number, _ in forks))
+        for number, row in forks:
+            allele, end = self.alleles[number], self.ends_at(number)
+            after = allele.start + allele.ref_bases
+            context, flank = read(begin[row], allele.start), read(after, end)
+            rows.append((number, _Row(np.concatenate([context, allele.tokens, flank]), len(context), row)))
+            place = (allele.start, allele.ref_bases)
+            if reference and place not in of_reference:
+                of_reference[place] = -1 - len(of_reference)
+                rows.append((of_reference[place], _Row(read(begin[row], end), len(context), row)))
+        return rows, of_reference
 
 
 @torch.no_grad()
@@ -257,7 +234,7 @@ def score_alleles(
     if left is not None:
         _with_short_context(scores, order, left, on_bases)
     elif order:
-        walk = _Walk(model, read, on_bases)
+        walk = Walk(model, read, on_bases)
         through = _through_states if _gives_states(model) else _through_stops
         pending: deque[int] = deque()
 
@@ -307,21 +284,15 @@ def _with_short_context(
 
 
 def _through_stops(
-    scores: _Scores, walk: "_Walk", order: Sequence[int], pending: deque[int], settle: Callable[[], None]
+    scores: _Scores, walk: Walk, order: Sequence[int], pending: deque[int], settle: Callable[[], None]
 ) -> None:
     """Stop the pass before each allele, and read those that wait together."""
-    waiting: list[tuple[int, ModelState, Tensor | None]] = []
+    waiting: list[_Stop] = []
     longest = 0
 
     def flush() -> None:
         if waiting:
-            state = join([state for _, state, _ in waiting])
-            logits = [logits_1V for _, _, logits_1V in waiting]
-            begin = [scores.alleles[number].start for number, _, _ in waiting]
-            forks = [(number, row) for row, (number, _, _) in enumerate(waiting)]
-            # only the first base of all has no scores, and it waits alone
-            logits_SV = None if logits[0] is None else torch.cat([one for one in logits if one is not None])
-            scores.read_forks(forks, state, logits_SV, begin, reference=False)
+            _read_stops(scores, waiting)
         waiting.clear()
         settle()
 
@@ -332,17 +303,40 @@ def _through_stops(
         longest = max(longest, size)
         state = walk.state or scores.model.new_state(1)
         full = (len(waiting) + 1) * longest > BATCH_BASES[scores.device.type] or len(waiting) >= MOST_FORKS
-        first = waiting and (waiting[0][2] is None) != (walk.logits_1V is None)
-        if waiting and (full or first or not alike(waiting[0][1], state)):
+        now = _Stop(number, state, walk.logits_1V)
+        if waiting and (full or not waiting[0].goes_with(now)):
             flush()
             longest = size
         pending.append(number)
-        waiting.append((number, state, walk.logits_1V))
+        waiting.append(now)
     flush()
 
 
+class _Stop(NamedTuple):
+    """Where the pass stopped before an allele."""
+
+    number: int
+    state: ModelState
+    logits_1V: Tensor | None
+
+    def goes_with(self, other: "_Stop") -> bool:
+        """Say whether two can be read together: only the first base of all has no scores, and it waits alone."""
+        return (self.logits_1V is None) == (other.logits_1V is None) and alike(self.state, other.state)
+
+
+def _read_stops(scores: _Scores, stops: Sequence[_Stop]) -> None:
+    logits = [one.logits_1V for one in stops if one.logits_1V is not None]
+    scores.read_forks(
+        [(one.number, row) for row, one in enumerate(stops)],
+        join([one.state for one in stops]),
+        torch.cat(logits) if logits else None,
+        [scores.alleles[one.number].start for one in stops],
+        reference=False,
+    )
+
+
 def _through_states(
-    scores: _Scores, walk: "_Walk", order: Sequence[int], pending: deque[int], settle: Callable[[], None]
+    scores: _Scores, walk: Walk, order: Sequence[int], pending: deque[int], settle: Callable[[], None]
 ) -> None:
     """Let the pass go on in large pieces that give the states before segments, and fork inside them."""
     model, alleles, device = scores.model, scores.alleles, scores.device
@@ -375,81 +369,3 @@ def _through_states(
             scores.read_forks(forks, states, None, [first + s * SEGMENT for s in segments], reference=False)
         at = stop
         settle()
-
-
-class _Walk:
-    """The pass along the sequence: state and scores at a place, and log P of the bases before it."""
-
-    def __init__(self, model: DnaMamba, read: Read, on_bases: Callable[[int], None] | None):
-        self.model, self.read, self.on_bases = model, read, on_bases
-        self.device = model.lm_head.weight.device
-        self.at = 0
-        self.state: ModelState | None = None
-        self.logits_1V: Tensor | None = None
-        self.log_p = _LogP()
-
-    def piece(self, end: int, segments: Sequence[int]) -> ModelState | None:
-        """Read up to a place at once, and give the states before segments of it, if any are asked for."""
-        tokens = self.read(self.at, end)
-        if not segments:
-            self._read(tokens)
-            return None
-        segments_S = torch.tensor(segments, device=self.device)
-        tokens_BT = torch.from_numpy(tokens).to(self.device)[None]
-        vectors_BTD, self.state, states = self.model.backbone.forward_with_states(tokens_BT, self.state, segments_S)
-        self._note(tokens_BT, vectors_BTD)
-        return states
-
-    def to(self, place: int) -> None:
-        """Read up to a place, not the base there."""
-        while self.at < place:
-            end = min(self.at + PIECES[self.device.type], place)
-            tokens = self.read(self.at, end)
-            if len(tokens) > N_PIECE and (tokens[:N_PIECE] == tokens[0]).all():
-                tokens = tokens[:N_PIECE]  # a run of N, which may have no effect any more
-            elif len(tokens) > N_PIECE:
-                runs = np.flatnonzero((tokens[:-1] == N) & (tokens[1:] == N))
-                if len(runs) > N_PIECE and runs[0] > 0:
-                    tokens = tokens[: runs[0] + 1]
-            before = self.state
-            self._read(tokens)
-            if (
-                len(tokens) == N_PIECE
-                and before is not None
-                and (tokens == tokens[0]).all()
-                and _same(before, self.state)
-            ):
-                self._skip(int(tokens[0]), place)
-
-    def _read(self, tokens: np.ndarray) -> None:
-        tokens_BT = torch.from_numpy(tokens).to(self.device)[None]
-        vectors_BTD, self.state = self.model.backbone(tokens_BT, self.state)
-        self._note(tokens_BT, vectors_BTD)
-
-    def _note(self, tokens_BT: Tensor, vectors_BTD: Tensor) -> None:
-        """Keep what the vectors of a piece say about its bases and about the one after it."""
-        logits_BTV = self.model.head(vectors_BTD)
-        losses_T = torch.zeros(tokens_BT.shape[1], dtype=torch.float64, device=self.device)
-        if self.logits_1V is not None:  # the first base of all has no predecessor
-            losses_T[0] = acgt_losses(self.logits_1V[None], tokens_BT[:, :1])[0, 0].double()
-        if len(losses_T) > 1:
-            targets_BT = next_base(tokens_BT).targets
-            losses_T[1:] = acgt_losses(logits_BTV[:, : targets_BT.shape[1]], targets_BT)[0].double()
-        self.log_p.add(-losses_T.cpu().numpy())
-        self.logits_1V = logits_BTV[0, -1:].clone()  # a view would keep all of it
-        self.at += len(losses_T)
-        if self.on_bases:
-            self.on_bases(self.at)
-
-    def _skip(self, token: int, place: int) -> None:
-        """Pass over more of a run of one token whose state has come to rest to the bit: each piece leaves it as it is."""
-        if token != N:
-            return  # bases of a homopolymer have likelihoods of their own to add
-        while self.at + N_PIECE <= place and (self.read(self.at, self.at + N_PIECE) == token).all():
-            self.log_p.add(np.zeros(N_PIECE))
-            self.at += N_PIECE
-
-
-def _same(one: ModelState, other: ModelState | None) -> bool:
-    assert other is not None
-    return all(torch.equal(a, b) for a, b in zip(tensors_of(one), tensors_of(other), strict=True))

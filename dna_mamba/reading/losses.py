@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dna_mamba.alphabet import ACGT, BOS, A
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import TokenPolicy, next_base, tokens_and_weights
 from dna_mamba.data.samples import Stretch
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.vocabulary import BASE_BITS, SOFT_MASK, STORE_T
 from dna_mamba.kernels.cross_entropy import cross_entropy
 from dna_mamba.model.backbone import DnaMamba

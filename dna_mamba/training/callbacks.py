@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import lightning.pytorch as L
 import torch
@@ -25,6 +25,11 @@ from dna_mamba.training.module import TrainingModule
 from dna_mamba.training.schedule import Recent, Schedule, Validation
 from dna_mamba.training.spikes import SpikeDetector
 from dna_mamba.training.step import NotFiniteError, StepMetrics, Stepper
+
+if TYPE_CHECKING:
+    from _csv import Writer
+
+    from rich.console import Console
 
 FLUSH_SECONDS = 1.0
 LOG_EVERY_STEPS = 10
@@ -90,8 +95,8 @@ class RunRecorder(L.Callback):
         self.folder, self.stepper, self.keeper, self.schedule = folder, stepper, keeper, schedule
         self.resume_from = resume_from
         self.received: int | None = None
-        self._handlers: dict[int, Any] = {}
-        self._files: list[Any] = []
+        self._handlers: dict[int, signals.Handler] = {}
+        self._files: list[TextIO] = []
         self._recent = Recent()
 
     @property
@@ -122,7 +127,7 @@ class RunRecorder(L.Callback):
         self._flushed = time.monotonic()
         self._handlers = signals.take(self._on_signal)
 
-    def _open(self, name: str, columns: Sequence[str], last_step: int) -> Any:
+    def _open(self, name: str, columns: Sequence[str], last_step: int) -> "Writer":
         path = self.folder / name
         if num_unreadable := cut_metrics(path, last_step, columns):
             self.stepper.say(f"{path}: rows that could not be read were dropped: {num_unreadable:,}")
@@ -160,7 +165,7 @@ class RunRecorder(L.Callback):
         for metrics in read:
             self._write(trainer, metrics, found.cells if found is not None and metrics.step == step else {})
         self._flush_now_and_then()
-        if (due or improved or stop) and all(bool(p.isfinite().all()) for p in stepper.model.parameters()):
+        if (due or improved or stop) and _finite(stepper.model):
             self.save(trainer)  # weights that are not finite never take the place of good ones
         if stop:
             trainer.should_stop = True
@@ -274,7 +279,7 @@ class RunRecorder(L.Callback):
 class ProgressBar(L.Callback):
     """A line with the share of the steps done, the time left, loss, bases per second and more, as it fits."""
 
-    def __init__(self, console: object):
+    def __init__(self, console: "Console"):
         self.console = console
         self.line = Line(console, "training", transient=False)
         self._smoothed: float | None = None
@@ -318,3 +323,7 @@ class ProgressBar(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave the bar as it stands."""
         self.line.stop()
+
+
+def _finite(model: torch.nn.Module) -> bool:
+    return all(bool(p.isfinite().all()) for p in model.parameters())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dna_mamba.errors import InputError
+from dna_mamba.values import Json
 
 
 @dataclass(kw_only=True)
@@ -48,7 +49,7 @@ def read_counters(values: Mapping[str, Any], shape: tuple[int, int], num_steps: 
     return Counters(**values, best=None if best is None else tuple(best))
 
 
-def _of_today(values: Mapping[str, Any], shape: tuple[int, int]) -> dict[str, Any]:
+def _of_today(values: Mapping[str, Any], shape: tuple[int, int]) -> Json:
     """Give counters of earlier versions the names of today."""
     values = dict(values)
     if "best_valid_bits" in values:
@@ -56,7 +57,7 @@ def _of_today(values: Mapping[str, Any], shape: tuple[int, int]) -> dict[str, An
         found_none = bits is None or bits == math.inf  # JSON has no infinity
         values["best"] = None if found_none else [-bits if isinstance(bits, float) else bits]
     elif set(values) <= {"step", "best", "skipped_in_a_row"}:
-        unknown: dict[str, Any] = {"bases_seen": [[0] * shape[1] for _ in range(shape[0])], "skipped": 0}
+        unknown: Json = {"bases_seen": [[0] * shape[1] for _ in range(shape[0])], "skipped": 0}
         unknown["best_step"] = None if values.get("best") is None else values.get("step")
         values = {"best": None, "skipped_in_a_row": 0, **unknown, **values}
     return values

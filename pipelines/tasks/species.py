@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from dna_mamba.data.build import Progress
 from dna_mamba.data.labelled import LabelledWindows, Place, write_places
 from dna_mamba.data.steps import Drawn
 from dna_mamba.errors import InputError
@@ -24,6 +23,7 @@ from dna_mamba.pipelines.pictures import draw_or_say
 from dna_mamba.pipelines.simulate import TRUTH
 from dna_mamba.pipelines.tasks.species_pictures import draw_series
 from dna_mamba.pipelines.tasks.task import Reader, ResultRow, Say, Task, Trained
+from dna_mamba.progress import Progress
 from dna_mamba.reading.outputs import Windows, probabilities
 from dna_mamba.training.schedule import Validation
 

@@ -1,9 +1,15 @@
 """Accuracy of species classification against window length, beside the curves of the Mamba paper."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+from dna_mamba.pipelines.class_metrics import Share
 from dna_mamba.pipelines.finetune import FinetuneResult
 from dna_mamba.pipelines.pictures import figure_of, save
+
+if TYPE_CHECKING:  # matplotlib is heavy, and not every run draws
+    from matplotlib.axes import Axes
 
 # Mamba (arXiv 2312.00752), table 4: great apes, five classes, one run a cell
 PAPER = {
@@ -24,23 +30,13 @@ def draw_series(result: FinetuneResult, picture: Path) -> Path:
     names = list(dict.fromkeys(row.name for one in result.lengths for row in one.rows if row.value is not None))
     for number, name in enumerate(names):
         points = [
-            (one.seq_len, row)
+            _Point(one.seq_len, row.value, row.accuracy)
             for one in result.lengths
             for row in one.rows
             if row.name == name and row.value is not None
         ]
         # side by side, so that no point hides another
-        aside = 1.0 + 0.035 * (number - len(names) / 2)
-        x, y = [p[0] * aside for p in points], [p[1].value for p in points]
-        if name == "chance":
-            axes.axhline(y[0], color="grey", linestyle=":", label="chance")
-            continue
-        shares = [row.accuracy for _, row in points if row.accuracy is not None]
-        if len(shares) == len(points):
-            low, high = [one.value - one.low for one in shares], [one.high - one.value for one in shares]
-            axes.errorbar(x, y, yerr=[low, high], marker="o", capsize=3, color=f"C{number}", label=name)
-        else:
-            axes.plot(x, y, marker="s", linestyle="--", color=f"C{number}", label=name)
+        _draw_one(axes, name, points, f"C{number}", aside=1.0 + 0.035 * (number - len(names) / 2))
     if result.simulated:
         axes.set_title("SIMULATED", color="firebrick")
     elif set(result.labels) == GREAT_APES:
@@ -61,3 +57,23 @@ def draw_series(result: FinetuneResult, picture: Path) -> Path:
     axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     return save(figure, picture)
+
+
+class _Point(NamedTuple):
+    length: int
+    value: float
+    accuracy: Share | None
+
+
+def _draw_one(axes: "Axes", name: str, points: Sequence[_Point], color: str, aside: float) -> None:
+    """Draw one row of the tables; its lengths are moved by a factor."""
+    x, y = [one.length * aside for one in points], [one.value for one in points]
+    if name == "chance":
+        axes.axhline(y[0], color="grey", linestyle=":", label="chance")
+        return
+    shares = [one.accuracy for one in points if one.accuracy is not None]
+    if len(shares) == len(points):
+        low, high = [one.value - one.low for one in shares], [one.high - one.value for one in shares]
+        axes.errorbar(x, y, yerr=[low, high], marker="o", capsize=3, color=color, label=name)
+    else:
+        axes.plot(x, y, marker="s", linestyle="--", color=color, label=name)

@@ -152,3 +152,7 @@ class Task(ABC, Generic[Config]):
 
     def draw_pictures(self, folder: Path, title: str) -> None:
         """Draw what `rows` found."""
+
+
+AnyTask = Task[Any]
+"""Whatever its settings are."""

@@ -12,9 +12,11 @@ import pytest
 from Bio import bgzf
 
 from dna_mamba.data import unpack
-from dna_mamba.data.build import build, fetch_indexed, open_genome
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.store.build import build
+from dna_mamba.data.store.cache import open_genome
+from dna_mamba.data.store.genome import GenomeStore
+from dna_mamba.data.store.indexed import fetch_indexed
 from dna_mamba.errors import InputError
 from tests.bad_input.contract import (
     Case,

@@ -402,7 +402,7 @@ def test_an_archive_is_never_unpacked(case, tmp_path, capfd, monkeypatch):
 
 
 def dm_build(source, out):
-    from dna_mamba.data.build import build
+    from dna_mamba.data.store.build import build
 
     return build([source], out / "x.dna")
 

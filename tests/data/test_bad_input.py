@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
-from dna_mamba.data.build import CHUNK, build
 from dna_mamba.data.intervals import Interval, parse_region
+from dna_mamba.data.store.build import build
+from dna_mamba.data.store.packer import CHUNK
 from dna_mamba.errors import InputError
 
 GOOD = b">a\n" + b"ACGT" * 50_000 + b"\n"
@@ -63,7 +64,7 @@ def test_a_link_to_a_store_is_followed(write, tmp_path):
 
 
 def build_names(path):
-    from dna_mamba.data.genome import GenomeStore
+    from dna_mamba.data.store.genome import GenomeStore
 
     return GenomeStore.open(path).contigs
 
@@ -95,7 +96,7 @@ def test_a_failed_replacement_leaves_the_old_store(write, tmp_path):
     bad = write("bad.fa", b">a\nAC!T\n")
     with pytest.raises(InputError):
         build([bad], tmp_path / "x.dna", overwrite=True)
-    from dna_mamba.data.genome import GenomeStore
+    from dna_mamba.data.store.genome import GenomeStore
 
     assert GenomeStore.open(tmp_path / "x.dna").fetch(Interval("a", 0, 4)) == "ACGT"
 

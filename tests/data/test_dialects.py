@@ -7,8 +7,8 @@ import struct
 import numpy as np
 import pytest
 
-from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval, read_bed
+from dna_mamba.data.store.build import build
 from dna_mamba.data.unpack import BGZF_END, open_unpacked
 from dna_mamba.data.variants import Core, allele_status, core_of, read_vcf
 from dna_mamba.errors import InputError

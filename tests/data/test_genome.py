@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from dna_mamba.data import vocabulary
-from dna_mamba.data.build import build, fetch_indexed, open_genome
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.store.build import build
+from dna_mamba.data.store.cache import open_genome
+from dna_mamba.data.store.genome import GenomeStore
+from dna_mamba.data.store.indexed import fetch_indexed
 from dna_mamba.errors import InputError
 
 TOKEN_OF = {"A": 7, "C": 8, "G": 9, "T": 10, "N": 11}

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dna_mamba.data.build import build
 from dna_mamba.data.labelled import LabelledContig, LabelledWindows, Place, split_by_homologue, write_places
+from dna_mamba.data.store.build import build
 from dna_mamba.errors import InputError
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.markov import STRENGTHS, MarkovModels
+from dna_mamba.data.store.build import build
 from tests.conftest import random_letters
 
 

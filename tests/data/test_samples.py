@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.samples import Stretch, count_targets, sample
+from dna_mamba.data.store.build import build
 from dna_mamba.errors import InputError
 from tests.conftest import random_letters
 

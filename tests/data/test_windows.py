@@ -6,13 +6,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dna_mamba.data.build import build
 from dna_mamba.data.datamodule import TrainingData
 from dna_mamba.data.intervals import Interval, merge, shared_bases, subtract
 from dna_mamba.data.length_warmup import Stage, lengths, plan_stages, stage_of_step
 from dna_mamba.data.objectives import TokenPolicy, tokens_and_weights
 from dna_mamba.data.splits import Split, default_split, split_from_bed, split_from_regions
 from dna_mamba.data.steps import TrainingSteps
+from dna_mamba.data.store.build import build
 from dna_mamba.data.vocabulary import reverse_complement_tokens
 from dna_mamba.data.windows import flips_of_epoch, known_bases, order_of_epoch, plan_windows, read_by
 from dna_mamba.errors import InputError

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from dna_mamba.data.build import build, fetch_indexed
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval, parse_region, read_bed
+from dna_mamba.data.store.build import build
+from dna_mamba.data.store.genome import GenomeStore
+from dna_mamba.data.store.indexed import fetch_indexed
 from dna_mamba.data.variants import read_vcf, with_info
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba

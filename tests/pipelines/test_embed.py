@@ -17,8 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
 import dna_mamba as dm
-from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.store.build import build
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.embedder import Embedder
 from dna_mamba.errors import InputError, TerminatedError

@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.labelled import Place
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba

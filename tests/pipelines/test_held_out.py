@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from dna_mamba.data import selection
-from dna_mamba.data.build import build, open_genome
 from dna_mamba.data.intervals import Interval, each_base_once
 from dna_mamba.data.labelled import LabelledContig, LabelledWindows
 from dna_mamba.data.markov import MarkovModels
 from dna_mamba.data.splits import split_from_regions
+from dna_mamba.data.store.build import build
+from dna_mamba.data.store.cache import open_genome
 from dna_mamba.data.windows import plan_windows, read_by
 from dna_mamba.errors import InputError
 from dna_mamba.model.checkpoints.native import from_pretrained, save_pretrained

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from dna_mamba.data.genome import GenomeStore
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.store.genome import GenomeStore
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines import manifests
 from dna_mamba.pipelines.manifests import SHIPPED, homologues_of_report, read_genome_manifest

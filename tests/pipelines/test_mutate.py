@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval
+from dna_mamba.data.store.build import build
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
@@ -50,7 +50,7 @@ def by_hand(model, letters, first, place, alt, right):
 @pytest.mark.parametrize("strands", ["forward", "both"])
 def test_every_substitution_is_scored_as_from_scratch(place, left, strands):
     _, model = place
-    from dna_mamba.data.genome import GenomeStore
+    from dna_mamba.data.store.genome import GenomeStore
 
     region = Interval("c1", 120, 135)
     found_T4 = saturate(model, GenomeStore.open(place[0] / "g.dna"), region, left=left, right=30, strands=strands)

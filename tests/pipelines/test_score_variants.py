@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dna_mamba.data.build import build
+from dna_mamba.data.store.build import build
 from dna_mamba.data.unpack import BGZF_END
 from dna_mamba.data.variants import read_vcf
 from dna_mamba.data.vocabulary import tokens_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dna_mamba.data.build import build
+from dna_mamba.data.store.build import build
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines import pretrain
 from dna_mamba.pipelines import settings as settings_of

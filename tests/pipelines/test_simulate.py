@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pyfaidx import Fasta
 
-from dna_mamba.data.build import build
 from dna_mamba.data.evolution import MutationModel
 from dna_mamba.data.labelled import Place
 from dna_mamba.data.selection import demo_genome
+from dna_mamba.data.store.build import build
 from dna_mamba.errors import InputError
 from dna_mamba.pipelines import simulate
 from dna_mamba.pipelines.class_metrics import Share, baselines

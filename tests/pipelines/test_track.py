@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dna_mamba.data.build import build
+from dna_mamba.data.store.build import build
 from dna_mamba.data.vocabulary import tokens_of
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba

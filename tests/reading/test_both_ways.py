@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import dna_mamba as dm
-from dna_mamba.data.build import build
 from dna_mamba.data.objectives import Examples, NextBase
 from dna_mamba.data.policy import TokenPolicy
+from dna_mamba.data.store.build import build
 from dna_mamba.errors import InputError
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.native import save_pretrained, save_sequence_model

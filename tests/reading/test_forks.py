@@ -6,7 +6,7 @@ import torch
 
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
-from dna_mamba.reading import forks
+from dna_mamba.reading import forks, walk
 from dna_mamba.reading.forks import Allele, score_alleles
 
 
@@ -95,8 +95,8 @@ def test_forks_inside_large_pieces_equal_those_from_scratch(triton_device, monke
     alleles += [Allele(place, 1, np.array([7], np.uint8)) for place in (1, 16, 17, 50, 51)]
     read = lambda a, b: sequence[a:b]  # noqa: E731
     calls = []
-    original = forks._Walk.piece
-    monkeypatch.setattr(forks._Walk, "piece", lambda *given: (calls.append(given[1]), original(*given))[1])
+    original = walk.Walk.piece
+    monkeypatch.setattr(walk.Walk, "piece", lambda *given: (calls.append(given[1]), original(*given))[1])
     model = model.to(triton_device).use_implementation("triton")
     found = score_alleles(model, read, 110, alleles, left=None, right=12, distance=True)
     assert len(calls) >= 3 and calls[0] < 50  # the road that is meant
@@ -155,13 +155,13 @@ def test_an_allele_that_changes_nothing_scores_nothing(model):
 
 def test_a_long_run_of_n_is_passed_over_when_it_changes_nothing(model, monkeypatch):
     """The score after 40,000 N is that of reading them all; once the state rests they are not read."""
-    monkeypatch.setattr(forks, "N_PIECE", 512)
+    monkeypatch.setattr(walk, "N_PIECE", 512)
     sequence = np.concatenate([tokens_of_length(100), np.full(40_000, 11, np.uint8), tokens_of_length(300, 5)])
     allele = Allele(40_150, 1, np.array([7], np.uint8))
     counted = []
-    original = forks._Walk._read
+    original = walk.Walk._read
     monkeypatch.setattr(
-        forks._Walk, "_read", lambda self, tokens: (counted.append(len(tokens)), original(self, tokens))[1]
+        walk.Walk, "_read", lambda self, tokens: (counted.append(len(tokens)), original(self, tokens))[1]
     )
     found = score_alleles(model, lambda a, b: sequence[a:b], len(sequence), [allele], left=None, right=50).ratios
     assert found[0] == pytest.approx(from_scratch(model, sequence, allele, None, 50), abs=1e-3)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dna_mamba.data.build import build
 from dna_mamba.data.intervals import Interval
 from dna_mamba.data.objectives import TokenPolicy
 from dna_mamba.data.samples import Stretch
+from dna_mamba.data.store.build import build
 from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.evaluate import score_by_context

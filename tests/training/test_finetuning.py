@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from dna_mamba.data.build import build
 from dna_mamba.data.labelled import LabelledContig, LabelledWindows
 from dna_mamba.data.objectives import Labels
 from dna_mamba.data.steps import Drawn, DrawnSteps
+from dna_mamba.data.store.build import build
 from dna_mamba.errors import InputError
 from dna_mamba.model.config import BackboneConfig
 from dna_mamba.pipelines.class_metrics import report

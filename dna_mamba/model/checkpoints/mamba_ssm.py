@@ -20,6 +20,7 @@ from dna_mamba.model.backbone import DnaMamba
 from dna_mamba.model.checkpoints.formats import MAMBA_SSM, TRANSFORMERS
 from dna_mamba.model.checkpoints.native import check_size, copy_tensors, unshared_tensors
 from dna_mamba.model.config import LETTERS, MAX_LAYERS, BackboneConfig, MambaConfig
+from dna_mamba.values import Json
 
 EMBEDDING = {MAMBA_SSM: "backbone.embedding.weight", TRANSFORMERS: "backbone.embeddings.weight"}
 """The one name that differs; ours are those of state-spaces/mamba."""
@@ -151,7 +152,7 @@ def _of_mamba_ssm(config: dict[str, object], where: str) -> tuple[BackboneConfig
     return BackboneConfig(width=width, pattern="M" * min(layers, MAX_LAYERS + 1), mamba=mamba, norm_eps=eps), rows
 
 
-def _of_transformers(config: dict[str, Any], where: str) -> tuple[BackboneConfig, int]:
+def _of_transformers(config: Json, where: str) -> tuple[BackboneConfig, int]:
     """Read the configuration of `MambaForCausalLM`. Source: transformers/models/mamba/configuration_mamba.py."""
     if any(name not in ("MambaForCausalLM", "MambaModel") for name in config.get("architectures") or ()):
         raise _differs(where, "architectures", config["architectures"], ["MambaForCausalLM"])
@@ -183,7 +184,7 @@ def _of_transformers(config: dict[str, Any], where: str) -> tuple[BackboneConfig
     return pattern, _integer(config, "vocab_size", where)
 
 
-def read_config(path: Path) -> tuple[str, dict[str, Any], BackboneConfig, int]:
+def read_config(path: Path) -> tuple[str, Json, BackboneConfig, int]:
     """Read config.json of a checkpoint.
 
     Returns:
@@ -337,27 +338,34 @@ def import_checkpoint(path: Path, token_ids: tuple[int, ...] | None = None) -> I
     head = tensors.pop(HEAD, embedding_VD)
     if not torch.equal(head, embedding_VD):
         raise InputError(f"{path}: {HEAD!r} differs from the embedding, but in this model family the two are one")
-    own_VD = torch.zeros(VOCABULARY_SIZE, backbone.width)
-    if token_ids is None:
-        if rows > VOCABULARY_SIZE:
-            raise InputError(
-                f"{path} has {rows:,} tokens, ours are {VOCABULARY_SIZE}; say which of them are A, C, G, T and N, as in "
-                "--token-ids 7 8 9 10 11"
-            )
-        if rows < NUM_TOKENS:
-            raise InputError(
-                f"{path} has {rows} tokens, fewer than our {NUM_TOKENS}; say which are A, C, G, T and N with --token-ids"
-            )
-        own_VD[:rows] = embedding_VD
-    else:
+    own_VD = _own_rows(embedding_VD, token_ids, path)
+    model = DnaMamba(backbone)
+    copy_tensors(model, {**tensors, EMBEDDING[MAMBA_SSM]: own_VD}, str(path))
+    return Imported(model=model.eval(), format=kind, vocabulary_size=rows, tensors=foreign)
+
+
+def _own_rows(embedding_VD: Tensor, token_ids: tuple[int, ...] | None, path: Path) -> Tensor:
+    """Put the rows of a foreign vocabulary in the places of our tokens; those of tokens it lacks are 0."""
+    rows, width = embedding_VD.shape
+    own_VD = torch.zeros(VOCABULARY_SIZE, width)
+    if token_ids is not None:
         if len(token_ids) != 5 or len(set(token_ids)) != 5 or not all(0 <= one < rows for one in token_ids):
             raise InputError(
                 f"--token-ids {token_ids}: expected five different ids from 0 to {rows - 1}, of A, C, G, T and N"
             )
         own_VD[A : N + 1] = embedding_VD[list(token_ids)]
-    model = DnaMamba(backbone)
-    copy_tensors(model, {**tensors, EMBEDDING[MAMBA_SSM]: own_VD}, str(path))
-    return Imported(model=model.eval(), format=kind, vocabulary_size=rows, tensors=foreign)
+        return own_VD
+    if rows > VOCABULARY_SIZE:
+        raise InputError(
+            f"{path} has {rows:,} tokens, ours are {VOCABULARY_SIZE}; say which of them are A, C, G, T and N, as in "
+            "--token-ids 7 8 9 10 11"
+        )
+    if rows < NUM_TOKENS:
+        raise InputError(
+            f"{path} has {rows} tokens, fewer than our {NUM_TOKENS}; say which are A, C, G, T and N with --token-ids"
+        )
+    own_VD[:rows] = embedding_VD
+    return own_VD
 
 
 def tensors_for(model: DnaMamba, kind: str) -> dict[str, Tensor]:
@@ -368,7 +376,7 @@ def tensors_for(model: DnaMamba, kind: str) -> dict[str, Tensor]:
     return {**tensors, HEAD: embedding.clone()} if kind == MAMBA_SSM else tensors
 
 
-def config_for(model: DnaMamba, kind: str) -> dict[str, Any]:
+def config_for(model: DnaMamba, kind: str) -> Json:
     """Give the configuration of a model as a format writes it.
 
     Raises:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +20,7 @@ from dna_mamba.model.config import BackboneConfig
 from dna_mamba.model.heads import HEADS
 from dna_mamba.model.heads.classes import ClassHead
 from dna_mamba.model.sequence_model import SequenceModel
-from dna_mamba.values import read_config
+from dna_mamba.values import Json, read_config
 
 FORMAT_VERSION = 1
 TrainedOn = dict[str, list[list[int]]]
@@ -213,7 +212,7 @@ def from_pretrained(path: str | os.PathLike[str]) -> tuple[DnaMamba, dict[str, o
     return model.eval(), policy
 
 
-def read_trained_on(values: Any, where: str) -> TrainedOn | None:
+def read_trained_on(values: object, where: str) -> TrainedOn | None:
     """Read the intervals of a training; none where there are none.
 
     Raises:
@@ -221,13 +220,15 @@ def read_trained_on(values: Any, where: str) -> TrainedOn | None:
     """
     if values is None:
         return None
-    rows = [row for some in values.values() for row in some] if isinstance(values, dict) else [None]
-    if not all(isinstance(row, list) and len(row) == 2 and all(type(x) is int for x in row) for row in rows):
+    rows = [row for some in values.values() for row in some] if isinstance(values, dict) else []
+    if not isinstance(values, dict) or not all(
+        isinstance(row, list) and len(row) == 2 and all(type(x) is int for x in row) for row in rows
+    ):
         raise InputError(f"{where}: trained_on must hold a list of [start, end] for each contig")
     return values
 
 
-def read_fingerprints(values: Any, where: str) -> Fingerprints | None:
+def read_fingerprints(values: object, where: str) -> Fingerprints | None:
     """Read the fingerprints of training contigs; none where there are none.
 
     Raises:
@@ -235,8 +236,9 @@ def read_fingerprints(values: Any, where: str) -> Fingerprints | None:
     """
     if values is None:
         return None
-    contigs = values.values() if isinstance(values, dict) else [None]
-    for pieces in contigs:
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: fingerprints must hold hashes of pieces for each contig")
+    for pieces in values.values():
         if not isinstance(pieces, dict) or not all(isinstance(text, str) for pair in pieces.items() for text in pair):
             raise InputError(f"{where}: fingerprints must hold hashes of pieces for each contig")
     return values
@@ -251,7 +253,7 @@ def can_be_read(path: Path, load: Callable[[Path], object]) -> bool:
     return True
 
 
-def load_sequence_model(path: str | os.PathLike[str]) -> tuple[SequenceModel, dict[str, Any]]:
+def load_sequence_model(path: str | os.PathLike[str]) -> tuple[SequenceModel, Json]:
     """Load the directory of a sequence model.
 
     Returns:
@@ -273,7 +275,7 @@ def load_sequence_model(path: str | os.PathLike[str]) -> tuple[SequenceModel, di
     return model.eval(), training
 
 
-def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceModel, ClassHead, dict[str, Any]]:
+def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceModel, ClassHead, Json]:
     """Load a sequence model that tells classes apart; also its head, which has the labels.
 
     Raises:
@@ -285,7 +287,7 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[SequenceModel, ClassH
     return model, model.head, training
 
 
-def _read(path: Path, model_type: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+def _read(path: Path, model_type: str) -> tuple[Json, dict[str, Tensor], str]:
     """Read both files of a model directory of this type."""
     file = path / "config.json"
     check_regular(file, "JSON")

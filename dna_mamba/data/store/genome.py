@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy import add, bitwise_or, subtract
@@ -77,19 +76,20 @@ class Manifest:
 
     def to_json(self) -> str:
         """Write the manifest with a checksum of itself."""
-        content: dict[str, Any] = {
+        rows = [_as_dict(contig) for contig in self.contigs]
+        content: dict[str, object] = {
             "format_version": self.format_version,
-            "contigs": [_as_dict(contig) for contig in self.contigs],
+            "contigs": rows,
             "sources": [_as_dict(source) for source in self.sources],
             "bases_sha256": self.bases_sha256,
         }
         # a line a contig: assemblies have them by the hundred thousand, and json indents slowly
-        contigs = ",\n  ".join(json.dumps(contig) for contig in content["contigs"])
+        contigs = ",\n  ".join(json.dumps(contig) for contig in rows)
         rest = {**content, "contigs": [], "manifest_sha256": _checksum(content)}
         return json.dumps(rest, indent=1).replace('"contigs": []', f'"contigs": [\n  {contigs}\n ]', 1) + "\n"
 
 
-def _as_dict(row: "Contig | Source") -> dict[str, Any]:
+def _as_dict(row: "Contig | Source") -> dict[str, object]:
     return {name: getattr(row, name) for name in row.__dataclass_fields__}
 
 
@@ -134,19 +134,23 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _is_consistent(manifest: Manifest) -> bool:
+    """Say whether every field has its type, and the contigs stand one behind the other."""
+    sources = manifest.sources
+    texts = [manifest.bases_sha256, *(s.path for s in sources), *(s.sha256 for s in sources)]
+    sizes = [*(s.size for s in sources), *(s.modified_ns for s in sources)]
+    if not all(type(text) is str for text in texts) or not all(type(size) is int for size in sizes):
+        return False
     offset = 0
     for contig in manifest.contigs:
-        numbers = [getattr(contig, name) for name in Contig.__dataclass_fields__ if name != "name"]
-        if (
-            type(contig.name) is not str
-            or not all(type(n) is int and n >= 0 for n in numbers)
-            or contig.offset != offset
-        ):
+        if not _is_contig(contig) or contig.offset != offset:
             return False
         offset += contig.length
-    texts = [manifest.bases_sha256, *(text for source in manifest.sources for text in (source.path, source.sha256))]
-    sizes = [number for source in manifest.sources for number in (source.size, source.modified_ns)]
-    return offset > 0 and all(type(text) is str for text in texts) and all(type(size) is int for size in sizes)
+    return offset > 0
+
+
+def _is_contig(contig: Contig) -> bool:
+    numbers = [getattr(contig, name) for name in Contig.__dataclass_fields__ if name != "name"]
+    return type(contig.name) is str and all(type(n) is int and n >= 0 for n in numbers)
 
 
 def file_sha256(path: Path) -> str:
