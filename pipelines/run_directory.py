@@ -1,5 +1,6 @@
 """A run is a directory that says how to repeat it."""
 
+import functools
 import json
 import platform
 import shutil
@@ -86,6 +87,7 @@ def _is_ours(path: Path) -> bool:
     return _is_run(path) and not {entry.name for entry in path.iterdir()} - WRITTEN
 
 
+@functools.cache  # every checkpoint writes them, and metadata takes 30 ms to read
 def versions() -> dict[str, str]:
     """Give the versions of Python and of the packages a run depends on."""
     found = {"python": platform.python_version()}

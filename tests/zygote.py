@@ -46,8 +46,11 @@ class Child:
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 120.0) -> int | None:
-        """Wait for its end; give the exit code (negative for a signal), or none while it goes on."""
+    def wait(self, seconds: float = 1200.0) -> int | None:
+        """Wait for its end; give the exit code (negative for a signal), or none while it goes on.
+
+        The limit is there for what never ends: on a busy machine everything takes many times as long as alone.
+        """
         if self.code is None:
             self.code = self.zygote.ask({"wait": self.pid, "seconds": seconds})["code"]
         return self.code
@@ -118,7 +121,7 @@ class Zygote:
     def completed(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, and give what `subprocess.run` would."""
         child = self.start(*words, **options)
-        code = child.wait(600)
+        code = child.wait()
         if code is None:
             child.kill()
             raise TimeoutError(f"{words} take too long")
@@ -172,7 +175,33 @@ def _wait(pid: int, seconds: float) -> int | None:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > until:
             return None
-        time.sleep(0.001)
+        time.sleep(0.004)
+
+
+def _warm_up() -> None:
+    """Load compiled kernels and fonts, which every process of its own loads again, and see that no thread is left."""
+    import io
+
+    import torch
+
+    from dna_mamba.model.backbone import DnaMamba
+    from dna_mamba.model.config import BackboneConfig, parse_size
+    from dna_mamba.pipelines.pictures import figure_of
+
+    with torch.random.fork_rng(devices=[]):
+        pattern, width = parse_size("1x16")
+        model = DnaMamba(BackboneConfig(vocabulary_size=16, pattern=pattern, width=width))
+        tokens_BT = torch.full((1, 20), 7)
+        vectors_BTD, state = model.backbone(tokens_BT)
+        vectors_BTD, _ = model.backbone(tokens_BT, state)
+        model.head(vectors_BTD).sum().backward()
+        torch.optim.AdamW(model.parameters())  # which imports half of torch's compiler
+    figure = figure_of()
+    axes = figure.subplots()
+    axes.plot([1.0, 2.0], [1.0, 2.0], label="a")
+    axes.legend()
+    figure.savefig(io.BytesIO(), format="png")
+    assert threading.active_count() == 1, threading.enumerate()
 
 
 def serve() -> None:
@@ -180,14 +209,18 @@ def serve() -> None:
     import dna_mamba.kernels.causal_conv1d.cpu
     import dna_mamba.kernels.selective_scan.cpu
     import dna_mamba.pipelines.embed
+    import dna_mamba.pipelines.evaluate
+    import dna_mamba.pipelines.generate
     import dna_mamba.pipelines.mutate
     import dna_mamba.pipelines.pictures
     import dna_mamba.pipelines.reports
     import dna_mamba.pipelines.score_variants
     import dna_mamba.pipelines.settings
     import dna_mamba.pipelines.tasks.species
-    import dna_mamba.pipelines.track  # noqa: F401
+    import dna_mamba.pipelines.track
+    import dna_mamba.training.run  # noqa: F401
 
+    _warm_up()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
