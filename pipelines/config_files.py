@@ -33,6 +33,21 @@ class _Loader(_Safe):
         return super().construct_mapping(node, deep)
 
 
+def _number_as_written(loader: _Loader, node: yaml.ScalarNode) -> object:
+    """Refuse what YAML 1.1 takes for another number than a reader does: 010 is 8 to it, and 1:30 is 90."""
+    text = str(node.value).lstrip("+-")
+    if ":" in text or (len(text) > 1 and text[0] == "0" and text[1:].replace("_", "").isdigit()):
+        raise yaml.YAMLError(
+            f"the number {node.value} may be read in two ways; write it in decimal digits, or in quotes"
+        )
+    kind = node.tag.rpartition(":")[2]
+    return loader.construct_yaml_int(node) if kind == "int" else loader.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number_as_written)
+
+
 def _check_events(text: str) -> None:
     """Refuse aliases, of which a few hundred bytes can unfold into gigabytes, and deep nesting."""
     depth = 0

@@ -57,8 +57,9 @@ class LengthResult:
     """Checkpoint, or 'scratch'."""
     rows: tuple[ResultRow, ...]
     seconds: float
+    """Of training, by this process."""
     bases: int
-    """Seen in training."""
+    """Seen in them: none where an earlier process had done all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +271,8 @@ class _Length:
         self.start.language_model.use_implementation(implementation)
         self.model.backbone.recomputed_layers = 0 if config.piece_bases else cut.recomputed_layers
         self.columns = finetuning(self.recipe.steps_per_epoch, self.model.counted, task.validation)
+        self.first_step = 0
+        """Steps that an earlier process had done."""
         self.since = 0.0
         """When the training, or its last epoch, began."""
         self.lengths = self.recipe.epoch_lengths()[: self.recipe.epochs]
@@ -294,7 +297,8 @@ class _Length:
         started = time.monotonic()
         self._train(resume, make_callbacks)
         seconds = time.monotonic() - started
-        bases = sum(self.lengths) * self.recipe.steps_per_epoch * self.recipe.batch
+        epoch_of = (step // self.recipe.steps_per_epoch for step in range(self.first_step, self.stepper.num_steps))
+        bases = self.recipe.batch * sum(self.lengths[epoch] for epoch in epoch_of)
         rows: list[ResultRow] = []
 
         def note(complete: bool) -> LengthResult:
@@ -330,6 +334,7 @@ class _Length:
                     self.recipe.standardize_windows, length=self.length, piece_bases=self.piece_bases,
                 )  # fmt: skip
         recipe, stepper = self.recipe, self.stepper
+        self.first_step = stepper.counters.step
         if stepper.counters.step == stepper.num_steps:
             return
         from dna_mamba.training.run import train  # here: a run that had ended needs no training framework

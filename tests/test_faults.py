@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import time
 from contextlib import contextmanager
@@ -266,6 +267,41 @@ def test_a_signal_saves_at_the_next_step(zygote, unbroken, tmp_path, number, cod
     newest = checkpoint.list_checkpoints(out / "checkpoints")[-1]
     assert checkpoint.step_of(newest) == len(read_metrics(out / "metrics.csv")) in (7, 8)
     assert resumed(zygote, out) == unbroken
+
+
+def points_of(out, tag):
+    """Read the points of a curve as TensorBoard shows them: a session that begins at a step takes back what stood from there on."""
+    from tensorboardX.proto import event_pb2
+
+    found = {}
+    for file in sorted((out / "tensorboard").glob("events*"), key=lambda path: path.stat().st_mtime_ns):
+        content, at = file.read_bytes(), 0
+        while at + 12 <= len(content):
+            (size,) = struct.unpack("<Q", content[at : at + 8])
+            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + size])
+            at += 16 + size
+            if event.HasField("session_log"):
+                found = {step: value for step, value in found.items() if step < event.step}
+            for value in event.summary.value:
+                if value.tag == tag:
+                    assert event.step not in found, f"{tag} has step {event.step} twice"
+                    found[event.step] = value.simple_value
+    return found
+
+
+def test_curves_of_a_killed_run_are_those_of_the_unbroken_one(zygote, unbroken, tmp_path):
+    out = tmp_path / "run"
+    code = AT.format(step=33, name="rng.safetensors", action="os.kill(os.getpid(), signal.SIGKILL)")
+    assert zygote.run(*arguments(zygote, out), code=code).code == -signal.SIGKILL
+    assert resumed(zygote, out) == unbroken
+    tags = ("train/train_loss", "valid/bits_per_base")
+    expected = {tag: points_of(zygote.folder / "unbroken", tag) for tag in tags}
+    assert list(expected[tags[0]]) == list(expected[tags[1]]) == [10, 20, 30, 40, 50, 60]
+    assert {tag: points_of(out, tag) for tag in tags} == expected
+    first = checkpoint.list_checkpoints(out / "checkpoints")[0]
+    again = zygote.run("pretrain", "--out", out, "--resume-from", first)
+    assert checkpoint.step_of(first) < 60 and again.code == 0, again.stderr
+    assert {tag: points_of(out, tag) for tag in tags} == expected
 
 
 def test_a_signal_that_is_ignored_stays_so(zygote, tmp_path):

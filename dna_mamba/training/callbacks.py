@@ -233,6 +233,8 @@ class RunRecorder(L.Callback):
         """Write a checkpoint of the run as it stands after the last step."""
         for file in self._files:
             file.flush()
+        for logger in trainer.loggers:  # what it holds back would be lost if the process were killed
+            logger.save()
         model, counters = self.stepper.model, self.stepper.counters
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         path = checkpoint.save(

@@ -87,6 +87,9 @@ def _fit(
 ) -> None:
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)  # adverts, and devices that the plan has named already
+    step = module.stepper.counters.step
+    # points of steps that are done anew would stand there twice
+    logger = TensorBoardLogger(str(folder), name="", version="tensorboard", purge_step=step + 1 if step else None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -95,7 +98,7 @@ def _fit(
             devices=1,
             precision="32-true" if precision == "fp32" else "bf16-mixed",
             max_epochs=1,
-            logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+            logger=logger,
             callbacks=callbacks,
             log_every_n_steps=10,
             enable_checkpointing=False,

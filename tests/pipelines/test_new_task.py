@@ -317,7 +317,9 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits_with_any_number_of_worke
         30,
         33,
     ]
-    run(tmp_path / "run", resume=True, num_workers=2)
+    rest = run(tmp_path / "run", resume=True, num_workers=2)
+    # seconds and bases of the process, so that their ratio is a speed
+    assert rest.lengths[0].bases * 75 == unbroken[1].lengths[0].bases * (75 - 33)
     assert all(torch.equal(weights(tmp_path / "run")[name], x) for name, x in weights(unbroken[0]).items())
     assert rows_of(tmp_path / "run/lengths/50/metrics.csv") == rows_of(unbroken[0] / "lengths/50/metrics.csv")
 
