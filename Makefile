@@ -33,7 +33,7 @@ check: setup
 # Each of the two workers computes in one thread: on two cores that takes 10 minutes, one worker with two threads 17.
 WORKERS ?= 2
 test: check
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadscope
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 # On a machine with a GPU, in an environment that has a CUDA build of torch: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python

@@ -21,13 +21,35 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are first imported
 
 ROOT = Path(__file__).resolve().parents[1]
+LONG_FILES = [
+    "test_faults",
+    "test_notebooks",
+    "test_memory",
+    "test_exactness",
+    "test_resume",
+    "test_settings_act",
+    "test_files",
+    "test_simulate",
+    "test_cli",
+    "test_readme",
+    "test_compiled_code",
+    "test_fused_scan",
+    "test_forks",
+    "test_finetune_species",
+    "test_gpu_training",
+    "test_state_space_dual",
+    "test_new_letter",
+    "test_packaging",
+    "test_step",
+]
 
 
 def pytest_collection_modifyitems(items):
     """Skip what needs a GPU where there is none; what needs much of its memory runs last, when nothing else holds any."""
-    # what takes minutes in one piece begins first, so that no worker waits for it at the end
+    # files that take minutes begin first, the longest before all, so that no worker waits for one at the end
+    order = {name: number for number, name in enumerate(LONG_FILES)}
     items.sort(
-        key=lambda item: (item.get_closest_marker("gpu_memory") is not None, "test_a_million_bases" not in item.name)
+        key=lambda item: (item.get_closest_marker("gpu_memory") is not None, order.get(item.path.stem, len(order)))
     )
     if not torch.cuda.is_available():
         for item in items:

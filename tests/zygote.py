@@ -115,17 +115,15 @@ class Zygote:
     def run(self, *words: object, **options: Any) -> Child:
         """Run a command to its end."""
         child = self.start(*words, **options)
-        assert child.wait() is not None, "it takes too long"
+        if child.wait() is None:
+            child.kill()
+            raise TimeoutError(f"{words} take too long")
         return child
 
     def completed(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, and give what `subprocess.run` would."""
-        child = self.start(*words, **options)
-        code = child.wait()
-        if code is None:
-            child.kill()
-            raise TimeoutError(f"{words} take too long")
-        return subprocess.CompletedProcess(list(map(str, words)), code, child.out.read_text(), child.stderr)
+        child = self.run(*words, **options)
+        return subprocess.CompletedProcess(list(map(str, words)), child.code, child.out.read_text(), child.stderr)
 
     def close(self) -> None:
         """End the process."""
