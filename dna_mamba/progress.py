@@ -43,10 +43,11 @@ class Line:
     """
 
     def __init__(self, console: "Console", what: str, *, transient: bool = True):
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
 
         self.console, self.what = console, what
-        self.progress = Progress(
+        self.progress = Bar(
             TextColumn("{task.description}"), BarColumn(bar_width=BAR), TextColumn("{task.fields[words]}"),
             console=console, transient=transient, disable=not console.is_terminal,
         )  # fmt: skip

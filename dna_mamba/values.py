@@ -13,7 +13,7 @@ from dna_mamba.errors import InputError, nearest
 
 T = TypeVar("T")
 Json = dict[str, Any]
-"""An object of a JSON or YAML file as it was read; `read_config` turns it into what a dataclass says."""
+"""Plain values by name, as JSON and YAML hold them: before `read_config` makes a dataclass of them, or to be written."""
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dna_mamba.errors import InputError, check_regular
+from dna_mamba.model.config import BackboneConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -37,8 +38,9 @@ def _number_as_written(loader: _Loader, node: yaml.ScalarNode) -> object:
     """Refuse what YAML 1.1 takes for another number than a reader does: 010 is 8 to it, and 1:30 is 90."""
     text = str(node.value).lstrip("+-")
     if ":" in text or (len(text) > 1 and text[0] == "0" and text[1:].replace("_", "").isdigit()):
+        line = node.start_mark.line + 1
         raise yaml.YAMLError(
-            f"the number {node.value} may be read in two ways; write it in decimal digits, or in quotes"
+            f"the number {node.value} in line {line} may be read in two ways; write it in decimal digits, or in quotes"
         )
     kind = node.tag.rpartition(":")[2]
     return loader.construct_yaml_int(node) if kind == "int" else loader.construct_yaml_float(node)
@@ -66,7 +68,7 @@ def _parse(text: str, where: str) -> object:
     try:
         _check_events(text)
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, IndexError, RecursionError) as error:
         raise InputError(f"{where} is no valid YAML: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -101,9 +103,12 @@ def dump_yaml(config: "DataclassInstance") -> str:
 
 
 def _without_derived(config: "DataclassInstance") -> dict[str, object]:
-    """Leave out fields that another setting decides: they could not be set from the file."""
+    """Leave out fields that another setting decides, and sections of layers that are not there: a file may not set them."""
     values = {}
+    idle = config.idle_sections() if isinstance(config, BackboneConfig) else []
     for one in fields(config):
+        if one.name in idle:
+            continue
         value = getattr(config, one.name)
         if "instead" not in one.metadata:
             nested = is_dataclass(value) and not isinstance(value, type)

@@ -292,7 +292,7 @@ def run(
         )
     if unknown := sequences.num_without_base():
         warn(f"{unknown:,} of {len(lengths):,} sequences hold no A, C, G or T: their vectors say nothing of a base")
-    rows = RowsOfPart.of(parts, lengths, config.embed)
+    rows = ShardRows.of(parts, lengths, config.embed)
     plan = _plan(config, sequences, device)
     vectors = UnfinishedVectors(config.out, plan, rows.total, model.config.width, warn)
     with _kept_or_cleared(vectors, config.out):
@@ -310,7 +310,7 @@ def run(
     )  # fmt: skip
 
 
-class RowsOfPart(NamedTuple):
+class ShardRows(NamedTuple):
     """The rows of a shard."""
 
     numbers: range
@@ -326,16 +326,16 @@ class RowsOfPart(NamedTuple):
         return int(self.first[-1])
 
     @staticmethod
-    def of(parts: Sequence[range], lengths: Sequence[int], config: EmbedConfig) -> "RowsOfPart":
+    def of(parts: Sequence[range], lengths: Sequence[int], config: EmbedConfig) -> "ShardRows":
         """Count the rows of a shard, which may have no part."""
         numbers = range(parts[0].start, parts[-1].stop) if parts else range(0)
         ends = np.cumsum([num_rows_of(config, lengths[n]) for n in numbers], dtype=np.int64)
         before = sum(num_rows_of(config, lengths[n]) for n in range(numbers.start))
-        return RowsOfPart(numbers, np.concatenate([[0], ends]), before)
+        return ShardRows(numbers, np.concatenate([[0], ends]), before)
 
 
 def _read_parts(
-    model: DnaMamba, sequences: Sequences, config: EmbedRunConfig, parts: Sequence[range], rows: RowsOfPart,
+    model: DnaMamba, sequences: Sequences, config: EmbedRunConfig, parts: Sequence[range], rows: ShardRows,
     vectors: UnfinishedVectors, on_bases: Callable[[int, int], None] | None,
 ) -> None:  # fmt: skip
     """Read what an earlier run has not done."""

@@ -1,9 +1,12 @@
 """Complete configurations, one function each."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from dna_mamba.errors import InputError, nearest
 from dna_mamba.model.config import BackboneConfig
+from dna_mamba.model.patterns import ARCHITECTURES, Architecture
 from dna_mamba.pipelines.configs.pretrain import PretrainConfig, TrainingConfig
 from dna_mamba.training.optimizer import OptimizerConfig
 
@@ -52,7 +55,29 @@ def mamba_long() -> PretrainConfig:
     return replace(base, preset="mamba-long", training=training)
 
 
-PRESETS = {"demo": demo, "small": small, "mamba": mamba, "mamba-long": mamba_long}
+PEAK_RATES = {"mamba2": 8e-3, "transformer++": 2e-3, "mamba2-hybrid": 4e-3, "mamba-hybrid": 4e-3}
+"""The best of the Mamba paper for Transformers (appendix E.3.2), Mamba's own for Mamba-2, and for hybrids one between."""
+
+
+def _of_architecture(name: str) -> PretrainConfig:
+    base = mamba()
+    return replace(
+        base,
+        preset=name,
+        model=ARCHITECTURES[name].model(12, 128),
+        optimizer=replace(base.optimizer, peak_rate=PEAK_RATES[name]),
+    )
+
+
+def architecture_of(name: str) -> Architecture:
+    """Give the kind of model that a preset trains."""
+    return ARCHITECTURES.get(name, ARCHITECTURES["mamba"])
+
+
+PRESETS: dict[str, Callable[[], PretrainConfig]] = {
+    "demo": demo, "small": small, "mamba": mamba, "mamba-long": mamba_long,
+    **{name: partial(_of_architecture, name) for name in PEAK_RATES},
+}  # fmt: skip
 
 
 def preset(name: str) -> PretrainConfig:

@@ -19,7 +19,6 @@ from dna_mamba.pipelines.configs.pretrain import PretrainConfig
 from dna_mamba.pipelines.pretrain_plan import Plan, sample_of
 from dna_mamba.reading.losses import RegionScores, Score, score_regions
 from dna_mamba.training.counters import Counters
-from dna_mamba.values import Json
 
 MARKOV_CHOICE_BASES = 2**22
 """Of validation, that the order and strength of Markov models are chosen on at most."""
@@ -45,6 +44,19 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MarkovRow:
+    """Bits per base of the Markov models of one order, on validation and test."""
+
+    order: int
+    valid_plain: float
+    test_plain: float
+    valid_interpolated: float
+    test_interpolated: float
+    strength: float
+    """Of the interpolation, the best on validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainResult:
     """Where the run is and what came out."""
 
@@ -56,7 +68,7 @@ class PretrainResult:
     model: RegionScores
     rows: tuple[Row, ...]
     """Model, Markov models and uniform on the same held-out bases, best first."""
-    markov: tuple[dict[str, object], ...]
+    markov: tuple[MarkovRow, ...]
     """Every order: plain and interpolated bits per base."""
     loss_picture: Path
     best_plain_order: int | None
@@ -103,10 +115,10 @@ def finish(
             markov, plain, interpolated = markov_table(config, genome, split, trained, test, scores.total.num_bases)
             best = plain, interpolated
             rows += [
-                Row(name=f"Markov order {plain}, plain", bits_per_base=markov[plain]["test_plain"],
+                Row(name=f"Markov order {plain}, plain", bits_per_base=markov[plain].test_plain,
                     detail="order chosen on validation"),
-                Row(name=f"Markov order {interpolated}, interpolated", bits_per_base=markov[interpolated]["test_interpolated"],
-                    detail=f"order and a = {markov[interpolated]['strength']:g} chosen on validation"),
+                Row(name=f"Markov order {interpolated}, interpolated", bits_per_base=markov[interpolated].test_interpolated,
+                    detail=f"order and a = {markov[interpolated].strength:g} chosen on validation"),
             ]  # fmt: skip
             rows.sort(key=lambda row: row.bits_per_base)
             _write_results(out / "results.json", part, scores, rows, markov, best, identity)
@@ -160,7 +172,7 @@ def _write_results(
     part: str,
     scores: RegionScores,
     rows: Sequence[Row],
-    markov: Sequence[dict[str, object]],
+    markov: Sequence[MarkovRow],
     best: Sequence[int | None],
     identity: dict[str, str],
 ) -> None:
@@ -172,7 +184,7 @@ def _write_results(
             "complete": bool(identity),
             "bases_scored": scores.total.num_bases,
             "table": [{**asdict(row), "perplexity": row.perplexity} for row in rows],
-            "markov": list(markov),
+            "markov": [asdict(row) for row in markov],
             "best_markov_orders": list(best),
             "scores": asdict(scores),
             "identity": identity,
@@ -180,7 +192,7 @@ def _write_results(
     )
 
 
-Known = tuple[RegionScores, list[Row], tuple[Json, ...], Sequence[int | None]]
+Known = tuple[RegionScores, list[Row], tuple[MarkovRow, ...], Sequence[int | None]]
 
 
 def _read_results(path: Path, identity: dict[str, str]) -> Known | None:
@@ -192,7 +204,7 @@ def _read_results(path: Path, identity: dict[str, str]) -> Known | None:
         strata = {name: Score(**values["scores"][name]) for name in ("total", "upper_case", "soft_masked", "after_n")}
         scores = RegionScores(**strata, num_n=values["scores"]["num_n"])
         rows = [Row(**{name: row[name] for name in ("name", "bits_per_base", "detail")}) for row in values["table"]]
-        return scores, rows, tuple(values["markov"]), values["best_markov_orders"]
+        return scores, rows, tuple(MarkovRow(**row) for row in values["markov"]), values["best_markov_orders"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -204,7 +216,7 @@ def markov_table(
     train: Sequence[Interval],
     test: Sequence[Stretch],
     num_targets: int,
-) -> tuple[tuple[Json, ...], int, int]:
+) -> tuple[tuple[MarkovRow, ...], int, int]:
     """Fit Markov models on what the model can read in training and score them on the model's targets.
 
     Args:
@@ -242,14 +254,14 @@ def markov_table(
     best_interpolated = int(np.argmin(best_of_order))
     place_of = {int(n): place for place, n in enumerate(used)}
     rows = tuple(
-        {
-            "order": k,
-            "valid_plain": float(on_valid.plain[k]),
-            "test_plain": float(on_test.plain[k]),
-            "valid_interpolated": float(best_of_order[k]),
-            "test_interpolated": float(on_test.interpolated[place_of[int(strength_of_order[k])], k]),
-            "strength": float(STRENGTHS[int(strength_of_order[k])]),
-        }
+        MarkovRow(
+            order=k,
+            valid_plain=float(on_valid.plain[k]),
+            test_plain=float(on_test.plain[k]),
+            valid_interpolated=float(best_of_order[k]),
+            test_interpolated=float(on_test.interpolated[place_of[int(strength_of_order[k])], k]),
+            strength=float(STRENGTHS[int(strength_of_order[k])]),
+        )
         for k in range(models.max_order + 1)
     )
     return rows, best_plain, best_interpolated

@@ -5,13 +5,26 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-if TYPE_CHECKING:  # a report of one command loads nothing of another
+from dna_mamba.model.patterns import counts_of
+
+if TYPE_CHECKING:
     from dna_mamba.pipelines.benchmark import BenchResult
+    from dna_mamba.pipelines.configs.pretrain import PretrainConfig  # a report of one command loads nothing of another
     from dna_mamba.pipelines.evaluate import EvaluateResult
     from dna_mamba.pipelines.finetune import FinetuneResult
     from dna_mamba.pipelines.pretrain_plan import Plan
     from dna_mamba.pipelines.pretrain_results import PretrainResult
     from dna_mamba.reading.losses import Score
+
+
+def _of_pattern(config: "PretrainConfig") -> list[str]:
+    """Count the layers of a model of several kinds; a hybrid that has no attention is told."""
+    pattern = config.model.pattern
+    lacks = config.preset.endswith("hybrid") and "*" not in pattern
+    if len(set(pattern)) == 1 and not lacks:
+        return []
+    remark = "; no attention among them, since its share of so few layers rounds to none" if lacks else ""
+    return [f"pattern {pattern}: {counts_of(pattern)}{remark}"]
 
 
 def plan_as_text(plan: "Plan") -> str:
@@ -58,6 +71,7 @@ def plan_as_text(plan: "Plan") -> str:
             f"kernels: {config.implementation}",
             f"genome {config.data.genome}: {plan.train_bases:,} known bases train, {plan.valid_bases:,} validate, "
             f"{plan.test_bases:,} test",
+            *_of_pattern(config),
             *(
                 [f"{plan.never_read_bases:,} of the training bases lie in no window, and no baseline sees them"]
                 if plan.never_read_bases
@@ -143,7 +157,7 @@ def pretrain_as_text(result: "PretrainResult") -> str:
     if result.markov:
         lines.append("Markov orders 0, 1, 2, ...")
         for kind in ("plain", "interpolated"):
-            lines.append(f"  {kind:13s}" + " ".join(f"{row[f'test_{kind}']:.4f}" for row in result.markov))
+            lines.append(f"  {kind:13s}" + " ".join(f"{getattr(row, f'test_{kind}'):.4f}" for row in result.markov))
     best = result.rows[0]
     lines.append(f"lowest: {best.name} with {best.bits_per_base:.4f} bits per base")
     if result.num_skipped:
@@ -164,7 +178,7 @@ def pretrain_as_dict(result: "PretrainResult") -> dict[str, object]:
         "seconds": result.seconds,
         "bases_scored": result.model.total.num_bases,
         "table": [{**asdict(row), "perplexity": row.perplexity} for row in result.rows],
-        "markov": list(result.markov),
+        "markov": [asdict(row) for row in result.markov],
     }
 
 

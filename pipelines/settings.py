@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dna_mamba.errors import InputError
 from dna_mamba.model.config import BackboneConfig, parse_size
+from dna_mamba.model.patterns import parse_pattern
 from dna_mamba.pipelines.config_files import load_yaml, override, parse_assignments, refuse_derived
 from dna_mamba.pipelines.configs.finetune import config_of_run
 from dna_mamba.pipelines.configs.pretrain import PretrainConfig
 from dna_mamba.pipelines.configs.species import FinetuneSpeciesConfig
 from dna_mamba.pipelines.configs.species import preset as species_preset
-from dna_mamba.pipelines.presets import preset
+from dna_mamba.pipelines.presets import architecture_of, preset
 from dna_mamba.values import Json, read_config
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ class Asked:
     model: str | None = None
     """Blocks x width."""
     pattern: str | None = None
-    """Letters of the layers."""
+    """Letters of the layers, as `parse_pattern` reads them."""
+    pattern_style: str | None = None
+    """Whose letters they are."""
+    preset: str = "mamba"
+    """What `model` is a size of."""
     assignments: Sequence[str] = ()
     """Texts 'section.key=value'."""
 
@@ -50,9 +55,13 @@ class Asked:
             if self.pattern is not None:
                 raise InputError("--model and --pattern both say which layers there are; give one of them")
             letters, width = parse_size(self.model)
-            given = override(given, {"model": {"pattern": letters, "width": width}})
+            pattern = architecture_of(self.preset).pattern(len(letters))
+            given = override(given, {"model": {"pattern": pattern, "width": width}})
         if self.pattern is not None:
-            given = override(given, {"model": {"pattern": self.pattern}})
+            pattern = parse_pattern(self.pattern, self.pattern_style or "ours")
+            given = override(given, {"model": {"pattern": pattern}})
+        elif self.pattern_style is not None:
+            raise InputError("--pattern-style says how --pattern is read; give that too, or leave it out")
         return [
             (str(self.file), load_yaml(self.file) if self.file is not None else {}),
             ("the options", given),
@@ -109,7 +118,9 @@ def pretrain(asked: Asked, *, preset_name: str | None = None, run: Path | None =
         if not path.exists():
             raise InputError(f"--resume: {run} holds no run to go on with (no config.yaml in it)")
         return asked.over(read_config(PretrainConfig, load_yaml(path), str(path)))
-    return asked.over(preset(_default_preset(asked.together()) if preset_name is None else preset_name))
+    name = _default_preset(asked.together()) if preset_name is None else preset_name
+    base = preset(name)
+    return replace(asked, preset=name).over(base)
 
 
 def species(asked: Asked, *, preset_name: str | None = None, run: Path | None = None) -> FinetuneSpeciesConfig:

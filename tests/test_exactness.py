@@ -31,6 +31,7 @@ from dna_mamba.reading.forks import Allele, score_alleles
 from dna_mamba.reading.generation import generate
 from dna_mamba.reading.losses import losses_in_pieces, score_regions
 from dna_mamba.reading.outputs import outputs_in_pieces
+from dna_mamba.reading.pieces import PIECES
 from dna_mamba.reading.settings import EmbedConfig
 from dna_mamba.training.piecewise import backward_in_pieces
 from tests.bad_input.test_tables import HEADER
@@ -249,7 +250,8 @@ def test_variant_scores_do_not_depend_on_pieces_or_companions(place, monkeypatch
             alleles.append(Allele(start, data.draw(st.integers(1, 4)), np.minimum(new, 10)))
         left, right = data.draw(st.sampled_from([None, 0, 5, 1000])), data.draw(st.integers(0, 20))
         piece = data.draw(place.pieces())
-        monkeypatch.setattr(forks, "PIECES", {"cpu": piece, "cuda": max(64, piece)})
+        for device, bases in {"cpu": piece, "cuda": max(64, piece)}.items():
+            monkeypatch.setitem(PIECES, device, bases)  # one table, whoever reads by it
         monkeypatch.setattr(forks, "BATCH_BASES", dict.fromkeys(("cpu", "cuda"), data.draw(st.integers(8, 4000))))
 
         def read(start, end):

@@ -302,6 +302,13 @@ def test_curves_of_a_killed_run_are_those_of_the_unbroken_one(zygote, unbroken, 
     again = zygote.run("pretrain", "--out", out, "--resume-from", first)
     assert checkpoint.step_of(first) < 60 and again.code == 0, again.stderr
     assert {tag: points_of(out, tag) for tag in tags} == expected
+    # killed in its first save, after points were written, a run begins again
+    rare = ("training.checkpoint_every_steps=60", "training.validate_every_steps=60")
+    code = AT.format(step=60, name="rng.safetensors", action="os.kill(os.getpid(), signal.SIGKILL)")
+    out = tmp_path / "first"
+    assert zygote.run(*arguments(zygote, out, *rare), code=code).code == -signal.SIGKILL
+    assert zygote.run(*arguments(zygote, out, *rare, "--resume")).code == 0
+    assert points_of(out, tags[0]) == expected[tags[0]]
 
 
 def test_a_signal_that_is_ignored_stays_so(zygote, tmp_path):

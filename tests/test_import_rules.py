@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import dna_mamba, new_classifier
+from tests.conftest import LONG_FILES, dna_mamba, new_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
@@ -143,3 +143,7 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code, *command.split()], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_files_of_tests_that_begin_first_are_there():
+    assert set(LONG_FILES) <= {path.stem for path in files("tests")}

@@ -51,11 +51,21 @@ Size = Annotated[
 Pattern = Annotated[
     str | None,
     Parameter(
-        help=f"Layers instead of a number of blocks, one letter each: "
-        f"{', '.join(f'{letter} is {one.name}' for letter, one in LETTERS.items())}."
+        help=f"Layers instead of a number of them, one letter each, quoted: "
+        f"{', '.join(f'{letter} is {one.name}' for letter, one in LETTERS.items())}, A another word for *. Parts may be "
+        f"repeated, as in '(SS-)x4*'."
     ),
 ]
-Preset = Annotated[str | None, Parameter(help="Values to start from: demo, small, mamba or mamba-long.")]
+PatternStyle = Annotated[
+    str | None, Parameter(help="Whose letters: ours, or megatron, where M is Mamba-2 (by default ours).")
+]
+Preset = Annotated[
+    str | None,
+    Parameter(
+        help="Values to start from: demo, small, mamba or mamba-long; or what mamba is compared with, whose size --model gives "
+        "too: mamba2, transformer++, mamba2-hybrid, mamba-hybrid."
+    ),
+]
 Split = Annotated[str | None, Parameter(help="BED with CONTIG START END SPLIT (train, valid, test).")]
 Valid = Annotated[
     tuple[str, ...],

@@ -96,7 +96,7 @@ def classify(
     window
         A row for each window of so many bases; the model answers best at the length it was trained at.
     out
-        Write the table to this TSV file; without it, to console.stdout.
+        Write the table to this TSV file; without it, to standard output.
     json
         Print a summary as JSON; needs --out.
     """
@@ -277,7 +277,7 @@ def generate(
     seed
         The same seed gives the same sequences: number k depends on the seed and k, not on how many are drawn.
     out
-        Write the FASTA to this file; without it, to console.stdout.
+        Write the FASTA to this file; without it, to standard output.
     json
         Print a summary as JSON; needs --out.
     """

@@ -23,6 +23,7 @@ def pretrain(
     steps: options.Steps = None,
     model: options.Size = None,
     pattern: options.Pattern = None,
+    pattern_style: options.PatternStyle = None,
     preset: options.Preset = None,
     split: options.Split = None,
     valid: options.Valid = (),
@@ -70,7 +71,12 @@ def pretrain(
         "device": device, "precision": precision, "seed": seed,
     }  # fmt: skip
     asked = settings.Asked(
-        file=config, flags=flags, model=model, pattern=pattern, assignments=(*_piece_settings(piece_len), *set_)
+        file=config,
+        flags=flags,
+        model=model,
+        pattern=pattern,
+        pattern_style=pattern_style,
+        assignments=(*_piece_settings(piece_len), *set_),
     )
     resolved = settings.pretrain(asked, preset_name=preset, run=out if resume else None)
     if print_config:
@@ -115,6 +121,7 @@ def plan(
     steps: options.Steps = None,
     model: options.Size = None,
     pattern: options.Pattern = None,
+    pattern_style: options.PatternStyle = None,
     preset: options.Preset = None,
     split: options.Split = None,
     valid: options.Valid = (),
@@ -155,7 +162,12 @@ def plan(
         "device": "cuda" if planned else None, "precision": precision,
     }  # fmt: skip
     asked = settings.Asked(
-        file=config, flags=flags, model=model, pattern=pattern, assignments=(*_piece_settings(piece_len), *set_)
+        file=config,
+        flags=flags,
+        model=model,
+        pattern=pattern,
+        pattern_style=pattern_style,
+        assignments=(*_piece_settings(piece_len), *set_),
     )
     resolved = settings.pretrain(asked, preset_name=preset)
     from dna_mamba.pipelines import pretrain_plan as pipeline

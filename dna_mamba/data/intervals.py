@@ -118,13 +118,13 @@ def read_bed(path: Path, warn: Callable[[str], None] | None = None) -> list[tupl
             empty.append(number)
         else:
             rows.append((number, *found))
+    if warn:
+        for words in _remarks_on_bed(rows, empty):
+            warn(f"{path}: {words}")
     if not rows and empty:
         raise InputError(f"{path} holds features of no length alone (START equals END): there is no base in them")
     if not rows:
         raise InputError(f"{path} holds no interval; expected lines of CONTIG, START, END separated by tabs")
-    if warn:
-        for words in _remarks_on_bed(rows, empty):
-            warn(f"{path}: {words}")
     return rows
 
 

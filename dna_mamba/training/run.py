@@ -87,9 +87,14 @@ def _fit(
 ) -> None:
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)  # adverts, and devices that the plan has named already
-    step = module.stepper.counters.step
-    # points of steps that are done anew would stand there twice
-    logger = TensorBoardLogger(str(folder), name="", version="tensorboard", purge_step=step + 1 if step else None)
+    begun = any((folder / "tensorboard").glob("events.*"))
+    # points of steps that are done anew would stand there twice, those of a run killed before its first checkpoint too
+    logger = TensorBoardLogger(
+        str(folder),
+        name="",
+        version="tensorboard",
+        purge_step=module.stepper.counters.step + 1 if begun else None,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")

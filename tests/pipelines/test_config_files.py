@@ -56,8 +56,8 @@ def test_the_default_model_grows_with_a_genome_or_a_long_window():
         ("a: [", "is no valid YAML"),
         ("a: !!python/object/apply:os.system [ls]", "is no valid YAML"),
         ("a: &x [1]\nb: *x", "aliases"),
-        ("training:\n  steps: 010", "the number 010 may be read in two ways"),  # 8 to YAML 1.1
-        ("training:\n  steps: 1:30", "the number 1:30 may be read in two ways"),  # 90
+        ("training:\n  steps: 010", "the number 010 in line 2 may be read in two ways"),  # 8 to YAML 1.1
+        ("training:\n  steps: 1:30", "the number 1:30 in line 2 may be read in two ways"),  # 90
     ],
 )
 def test_a_mistake_in_a_file_is_named(write, content, words):

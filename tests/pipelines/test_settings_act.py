@@ -39,6 +39,14 @@ CHANGES_PRETRAIN = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _quick_pictures(monkeypatch):
+    """Some seventy runs draw two pictures each, and nobody looks at them here."""
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, path, **options: Path(path).write_bytes(b"-")
+    )
+
+
 def leaves(values, name=""):
     for key, value in values.items():
         full = f"{name}.{key}" if name else key

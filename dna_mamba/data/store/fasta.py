@@ -101,7 +101,7 @@ class _Records:
         assert self.header is not None
         end = data.find(b"\n", here)
         self.header += data[here : end if end >= 0 else len(data)]
-        if end < 0 and b"\r" in self.header[:-1]:
+        if b"\r" in self.header[:-1] and (end < 0 or len(self.header) > MAX_HEADER):
             raise InputError(
                 f"{self._where(self.position + here)}: the file ends its lines with CR alone; use LF or CR LF"
             )
