@@ -135,7 +135,7 @@ MISTAKES = {
     ),
     "too few steps": (["pretrain", "--seq-len", "8192", "--steps", "2"], "2 steps are too few for the 4 stages"),
     "unknown preset": (["pretrain", "--preset", "mambo"], "did you mean 'mamba'"),
-    "unknown pattern": (["pretrain", "--pattern", "MQ"], "unknown letter 'Q'"),
+    "unknown pattern": (["pretrain", "--pattern", "MQ"], "'Q' stands for no layer"),
     "bad model": (["pretrain", "--model", "big"], "'big' is not blocks x width"),
     "unknown key": (["pretrain", "--set", "training.stepss=5"], "did you mean 'steps'"),
     "unknown warm-up": (["pretrain", "--length-warmup", "slow"], "length warm-up 'slow' is unknown"),

@@ -7,7 +7,8 @@ import pytest
 
 WRONG = [
     ("pretrain --seq-len many", "many"), ("pretrain --seq-len 0", "too short"), ("pretrain --model 12y128", "blocks x width"),
-    ("pretrain --pattern MQ", "unknown letter 'Q'"), ("pretrain --set training.steps=abc", "expected a whole number"),
+    ("pretrain --pattern MQ", "'Q' stands for no layer"), ("plan --pattern (MM", "not closed"),
+    ("pretrain --preset transformer++ --model 3x64", "an odd number"), ("plan --pattern M --pattern-style x", "megatron"), ("pretrain --set training.steps=abc", "expected a whole number"),
     ("pretrain --set modle.width=3", "did you mean 'model'"), ("pretrain --set optimizer.peak_rate=-1", "positive number"),
     ("pretrain --set model.mamba.num_states=0", "num_states"), ("pretrain --length-warmup slow", "unknown"),
     ("pretrain --window-rule tiles", "did you mean 'tile'"), ("pretrain --precision fp8", "choose auto, fp32, bf16"),
@@ -55,3 +56,21 @@ def test_a_wrong_value_is_told_without_torch(command, words, tmp_path):
     last = done.stdout.splitlines()[-1].split(maxsplit=3)
     assert last[3] == "[]" and float(last[1]) < 1.0, last
     assert not list(tmp_path.iterdir())
+
+
+def processor_seconds(code: str) -> float:
+    """Give the least of three processor times of a program."""
+    found = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", code + "\nimport os; print(sum(os.times()[:2]))"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(float(done.stdout.splitlines()[-1]))
+    return min(found)
+
+
+def test_a_model_is_loaded_in_little_more_time_than_torch():
+    torch_alone = processor_seconds("import torch")
+    loaded = processor_seconds("import dna_mamba as dm; dm.load('human-4x64')")
+    assert loaded < 1.6 * torch_alone, (loaded, torch_alone)

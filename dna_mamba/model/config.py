@@ -111,14 +111,18 @@ class Mamba2Config:
         """Give the channels of a head at a model width."""
         return math.gcd(self.head_width, self.expansion * width)
 
-    def build(self, width: int) -> "Mamba2Mixer":
-        """Make a layer for this model width."""
+    def check(self, width: int) -> None:
+        """Raise an InputError if these sizes do not go with this model width."""
         num_heads = self.expansion * width // self.head_width_of(width)
         if num_heads % self.num_groups:
             raise InputError(
                 f"mamba2: num_groups {self.num_groups} must divide the {num_heads} heads of width {width}; take fewer groups "
                 f"or narrower heads (head_width)"
             )
+
+    def build(self, width: int) -> "Mamba2Mixer":
+        """Make a layer for this model width."""
+        self.check(width)
         from dna_mamba.model.mixers.mamba2 import Mamba2Mixer
 
         return Mamba2Mixer(width, self)
@@ -169,8 +173,8 @@ class AttentionConfig:
         """Give the channels of a head that are rotated, an even number."""
         return 2 * int(self.rotary * self.head_width_of(width) / 2)
 
-    def build(self, width: int) -> "Attention":
-        """Make a layer for this model width."""
+    def check(self, width: int) -> None:
+        """Raise an InputError if these sizes do not go with this model width."""
         num_heads = self.num_heads_of(width)
         if num_heads % (self.num_kv_heads or 1):
             raise InputError(
@@ -180,6 +184,10 @@ class AttentionConfig:
             raise InputError(
                 f"attention: rotary {self.rotary} of a head of {self.head_width_of(width)} channels is less than two of them"
             )
+
+    def build(self, width: int) -> "Attention":
+        """Make a layer for this model width."""
+        self.check(width)
         from dna_mamba.model.mixers.attention import Attention
 
         return Attention(width, self)
@@ -272,7 +280,9 @@ class BackboneConfig:
             raise InputError(f"the pattern has {len(self.pattern):,} layers; take at most {MAX_LAYERS:,}")
         if not 0 < self.norm_eps < 1:
             raise InputError(f"norm_eps {self.norm_eps} must lie between 0 and 1")
-        self.layers()  # a typo fails here, not an hour into the run
+        for layer in self.layers():  # a typo fails here, not an hour into the run
+            if hasattr(layer, "check"):  # sizes that must go with the width
+                layer.check(self.width)
 
     def layers(self) -> list[MixerConfig]:
         """Give the config of every layer, in order."""

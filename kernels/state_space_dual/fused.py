@@ -490,6 +490,7 @@ class _Sizes(NamedTuple):
             "H": self.H, "R": self.H // self.G, "K": self.K, "N": self.N, "C": self.C,
             "KP": max(16, triton.next_power_of_2(self.K)), "NB": self.states_at_once, "RESETS": run is not None,
             "EXACT": x.dtype == torch.float32, "PRECISION": precision,
+            "num_stages": 3 if self.K <= 64 and self.N <= 64 else 1,  # what is loaded ahead must fit into shared memory
         }  # fmt: skip
 
 
