@@ -14,6 +14,7 @@ import pytest
 from dna_mamba.files import WholeFile, json_text, write_json, write_text
 from tests import conftest
 from tests.conftest import classifier_from, dna_mamba, random_letters
+from tests.zygote import REAL_PICTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("dna_mamba", "pipelines", "kernels", "docs") for path in (ROOT / folder).rglob("*.py")]
@@ -219,7 +220,7 @@ def desk(tmp_path_factory):
 def test_every_writer_on_a_full_disk_leaves_what_was_there(command, out, desk):
     words = f"{command} --device cpu".split() if command.split()[0] in READ else command.split()
     before = sorted(path for path in desk.rglob("*") if "cache" not in path.parts)
-    done = conftest._zygote().completed(*words, cwd=desk, code=LIMITED, **os.environ)
+    done = conftest._zygote().completed(*words, cwd=desk, code=REAL_PICTURES + LIMITED, **os.environ)
     assert done.returncode == 2, (done.returncode, done.stderr)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("dna-mamba: ") and out in last and "Traceback" not in done.stderr, done.stderr
@@ -229,7 +230,7 @@ def test_every_writer_on_a_full_disk_leaves_what_was_there(command, out, desk):
     for path in left:
         if path.is_file():
             path.unlink()
-    whole = dna_mamba(*words, cwd=desk)
+    whole = conftest._zygote().completed(*words, cwd=desk, code=REAL_PICTURES, **os.environ)
     assert whole.returncode == 0, whole.stderr
     found = [desk / out] if (desk / out).is_file() else [p for p in (desk / out).rglob("*") if p.is_file()]
     assert max(path.stat().st_size for path in found) > LARGEST  # so the limit was met

@@ -18,6 +18,11 @@ from typing import Any
 from dna_mamba.signals import STOPPING_SIGNALS
 from tests.conftest import ROOT
 
+REAL_PICTURES = """
+from matplotlib.figure import Figure
+Figure.savefig = Figure.savefig.original
+"""
+"""Undoes what `_warm_up` does to the time that pictures take."""
 ORDINARY_USER = """
 import ctypes, os
 if os.geteuid() == 0:  # root without the right to pass over permissions
@@ -206,6 +211,7 @@ def _warm_up() -> None:
         """Write a dot: a picture takes half a second to draw, and tests of pictures draw theirs in their own process."""
         Path(path).write_bytes(drawn.getvalue())
 
+    quick.original = type(figure).savefig  # type: ignore[attr-defined]
     type(figure).savefig = quick  # type: ignore[method-assign,assignment]
     assert threading.active_count() == 1, threading.enumerate()
 

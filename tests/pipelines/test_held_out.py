@@ -84,7 +84,7 @@ def test_baselines_are_fitted_on_what_windows_reach_and_the_plan_counts_it(place
     expected = by_hand.score(
         [(bases[stretch.read_from : stretch.end], stretch.first_target(False) - stretch.read_from)]
     ).plain
-    assert [row["test_plain"] for row in result.markov] == pytest.approx(expected.tolist())
+    assert [row.test_plain for row in result.markov] == pytest.approx(expected.tolist())
 
 
 def test_a_held_out_contig_that_begins_with_n_does_not_lose_the_run(place):

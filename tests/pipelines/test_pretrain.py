@@ -39,7 +39,7 @@ def test_a_run_learns_and_records_itself(toy_fasta, tmp_path):
     assert float(rows[0]["train_bits_per_base"]) > 2.5
     assert result.model.total.bits_per_base < 1.9
     entropy = -(0.55 * math.log2(0.55) + 3 * 0.15 * math.log2(0.15))
-    best_markov = min(row["test_plain"] for row in result.markov)
+    best_markov = min(row.test_plain for row in result.markov)
     assert best_markov == pytest.approx(entropy, abs=0.02)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert sum(sum(stage["bases_seen"].values()) for stage in record["stages"]) == 40 * 1024

@@ -297,7 +297,7 @@ def test_checkpoints_from_before_pieces_could_differ_are_known(toy_fasta, tmp_pa
 
     config = pretrain_plan.resolve(pretrain.PretrainConfig(device="cpu"))
     genome = selection.load_genome(str(toy_fasta))
-    old = asdict(config)
+    old = {**asdict(config), "model": config.model.as_dict()}  # layers that have come since stand in no older file
     for section, key in (("data", "num_workers"), ("training", "checkpoint_every_steps"), ("training", "keep_checkpoints"),
                          ("training", "kept_pieces"), ("training", "recomputed_layers"),
                          ("data", "rna"), ("optimizer", "fewest_warmup_steps")):  # fmt: skip
