@@ -154,6 +154,8 @@ class AttentionConfig:
             raise InputError(
                 f"attention: rotary {self.rotary} must lie in 0 to 1 and rotary_base {self.rotary_base} above 1"
             )
+        if not self.rotary and self.rotary_base != 10_000.0:
+            raise InputError(f"attention: rotary_base {self.rotary_base} does nothing without rotary; set that too")
         if self.num_taps != 0 and not 2 <= self.num_taps <= 64:
             raise InputError(f"attention: num_taps {self.num_taps} must be 0 (no convolution) or lie in 2 to 64")
 

@@ -103,7 +103,8 @@ def rotated_by_hand(x_BTHK, width, base):
 @pytest.mark.parametrize("rotary", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("window", [None, 5])
 def test_an_attention_layer_is_what_its_equations_say(rotary, window):
-    config = AttentionConfig(num_heads=4, head_width=8, num_kv_heads=2, rotary=rotary, rotary_base=100.0, window=window)
+    base = {"rotary_base": 100.0} if rotary else {}
+    config = AttentionConfig(num_heads=4, head_width=8, num_kv_heads=2, rotary=rotary, window=window, **base)
     layer, x_BTD = naive(config, 24), draw(2, 13, 24)
     q, k, v = (x_BTD @ layer.in_proj.weight.T).unflatten(-1, (8, 8)).split([4, 2, 2], 2)
     q, k = (rotated_by_hand(w, int(8 * rotary), 100.0) for w in (q, k))
@@ -146,12 +147,13 @@ def test_a_window_keeps_no_more_than_it_needs():
     assert state.keys_BSJK.shape[1] == 5 and layer.step_state(state, 1000).keys_BCJK.shape[1] == 6
 
 
-def test_angles_of_a_million_positions_are_right():
-    layer = AttentionConfig(head_width=8, rotary=1.0).build(8)
-    x = torch.ones(1, 1, 1, 8)
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)], ids=str)
+def test_angles_of_a_million_positions_are_right(dtype, most):
+    layer = AttentionConfig(head_width=8, rotary=1.0).build(8).to(dtype)  # positions and rates are not of that dtype
+    x = torch.ones(1, 1, 1, 8, dtype=dtype)
     given = layer._rotated(x, torch.tensor([1_000_003]))[0, 0, 0]
     expected = torch.tensor([math.cos(1_000_003) - math.sin(1_000_003), math.cos(1_000_003) + math.sin(1_000_003)])
-    assert torch.allclose(given[[0, 4]], expected, atol=1e-6)
+    assert given.dtype == dtype and torch.allclose(given[[0, 4]].float(), expected, atol=most)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu2", "swiglu"])
@@ -217,6 +219,7 @@ def test_every_size_acts(kind):
         (lambda: AttentionConfig(num_kv_heads=3).build(128), "num_kv_heads 3 must divide the 4 heads"),
         (lambda: AttentionConfig(window=0), "at least 1"),
         (lambda: AttentionConfig(rotary=1.5), "must lie in 0 to 1"),
+        (lambda: AttentionConfig(rotary_base=5.0), "does nothing without rotary"),
         (lambda: AttentionConfig(head_width=8, rotary=0.1).build(64), "less than two of them"),
         (lambda: MLPConfig(activation="tanh"), "choose one of gelu, relu2, swiglu"),
         (lambda: MLPConfig(expansion=-1), "must lie in 0 to 64"),
